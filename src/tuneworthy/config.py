@@ -1,0 +1,269 @@
+"""tuneworthy.yaml -> frozen settings; every value knows where it came from."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tuneworthy.errors import ProjectError
+
+PROJECT_FILE = "tuneworthy.yaml"
+
+ARM_NAMES = (
+    "zero-shot",
+    "system-prompt",
+    "few-shot",
+    "rag",
+    "linear",
+    "lora",
+    "full",
+)
+"""Every arm, cheapest first: the order in which `decide` runs them."""
+
+
+def parse_duration(text: Any) -> float | None:
+    """Seconds of `90s`, `30m`, `4h`; None for `none`. Raises ValueError for anything else."""
+    if text is None or text == "none":
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", str(text))
+    if not match or float(match[1]) <= 0:
+        raise ValueError("a duration is a number and s, m or h, such as 90s, 30m or 4h; or none")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _whole_or_share(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number of rows, a share between 0 and 1, or a file")
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError("a share lies between 0 and 1; a number of rows is written without a dot")
+    if isinstance(value, int) and value < 1:
+        raise ValueError("at least one row")
+    return value
+
+
+Auto = Literal["auto"]
+Size = Annotated[int | float | str | None, BeforeValidator(_whole_or_share)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Columns(_Settings):
+    """Names of the two columns that hold a row."""
+
+    prompt: str
+    completion: str
+
+
+class DataSettings(_Settings):
+    """Where rows and documents come from and how they are split."""
+
+    examples: str
+    documents: str | None = None
+    columns: Columns | None = None
+    group_by: str | None = None
+    test: Size = None
+    dev: Size = None
+    train: Annotated[int | None, Field(ge=1)] = None
+
+
+class Prices(_Settings):
+    """US dollars: an hour of this machine, and a million tokens at an endpoint."""
+
+    machine_hour_usd: Annotated[float, Field(ge=0)] = 1.2
+    input_per_million_usd: Annotated[float, Field(ge=0)] = 0.0
+    output_per_million_usd: Annotated[float, Field(ge=0)] = 0.0
+
+
+class FewShot(_Settings):
+    """Examples in context."""
+
+    k: Annotated[int, Field(ge=1, le=100)] = 10
+    select: Literal["auto", "fixed", "random", "similar"] = "auto"
+
+
+class Lora(_Settings):
+    """LoRA and its kin, by PEFT's names."""
+
+    method: Literal["lora", "rslora", "dora", "pissa"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    epochs: Annotated[float, Field(gt=0)] | Auto = "auto"
+
+
+class Full(_Settings):
+    """Fine-tuning of all weights."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    epochs: Annotated[float, Field(gt=0)] | Auto = "auto"
+
+
+class Project(_Settings):
+    """One task: what `tuneworthy.yaml` says, with every default filled in."""
+
+    task: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=64)]
+    instruction: str | None = None
+    base: str = "smollm2-135m-instruct"
+    data: DataSettings
+    metric: str = "auto"
+    arms: Auto | tuple[str, ...] = "auto"
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    budget: Annotated[float | None, BeforeValidator(parse_duration)] = None
+    requests_per_month: Annotated[int, Field(ge=0)] = 100_000
+    prices: Prices = Prices()
+    few_shot: FewShot = FewShot()
+    lora: Lora = Lora()
+    full: Full = Full()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    folder: Path = Field(default=Path(), exclude=True)
+    """Where the project file lies; paths in it are relative to this."""
+    given: frozenset[str] = Field(default=frozenset(), exclude=True)
+    """Dotted names of the settings that the file gives."""
+
+    @model_validator(mode="after")
+    def _known_arms(self) -> Project:
+        for name in self.arms if self.arms != "auto" else ():
+            if name not in ARM_NAMES:
+                near = difflib.get_close_matches(name, ARM_NAMES, 1)
+                raise ValueError(
+                    f"no arm is called '{name}'"
+                    + (f"; did you mean '{near[0]}'?" if near else "")
+                    + f" (known: {', '.join(ARM_NAMES)})"
+                )
+        return self
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Every setting by dotted name: `{"value": …, "origin": "given" | "default"}`."""
+        return {
+            name: {"value": value, "origin": "given" if name in self.given else "default"}
+            for name, value in _flatten(self.model_dump(mode="json"))
+        }
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def load_project(path: Path | str = ".", overrides: dict[str, Any] | None = None) -> Project:
+    """Read a project file, or the one in a folder.
+
+    `overrides` are dotted names and values that win over the file (options of a command line).
+    Raises ProjectError with `file:line` for a missing file, bad YAML, an unknown key (naming the
+    nearest known one) or a value that cannot be.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / PROJECT_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ProjectError(
+            "no such project file",
+            where=str(file),
+            hint="tuneworthy init DATA.jsonl writes one from your rows",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ProjectError(
+            f"not UTF-8 at byte {error.start}",
+            where=str(file),
+            hint=f"iconv -f latin1 -t utf-8 {file.name} > fixed.yaml",
+        ) from None
+    except OSError as error:
+        raise ProjectError(
+            f"cannot be read: {error.strerror}", where=str(file), hint=f"ls -l {file}"
+        ) from None
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise ProjectError(
+            f"not YAML: {problem}", where=where, hint="mind the indentation and the colons"
+        ) from None
+    if not isinstance(values, dict):
+        raise ProjectError(
+            "a project file is a list of `key: value` lines",
+            where=str(file),
+            hint="start with `task: my-task` and `data: {examples: examples.jsonl}`",
+        )
+    for name, value in (overrides or {}).items():
+        level = values
+        *parents, last = name.split(".")
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = value
+    given = frozenset(name for name, _ in _flatten(values))
+    try:
+        return Project(**values, folder=file.parent, given=given)
+    except (ValidationError, TypeError) as error:
+        raise _explain(error, file, tree) from None
+
+
+def _explain(error: ValidationError | TypeError, file: Path, tree: Any) -> ProjectError:
+    """The first of pydantic's complaints as one line with a place and a hint."""
+    if isinstance(error, TypeError):
+        return ProjectError("keys must be words", where=str(file), hint="quote nothing but text")
+    complaints = error.errors()
+    # An unknown key is the likelier cause of a missing one: say it first.
+    complaint = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
+    path = [str(part) for part in complaint["loc"]]
+    line = _line_of(tree, path)
+    where = f"{file}:{line}" if line else str(file)
+    name = ".".join(p for p in path if not p.startswith(("function-", "literal", "constrained")))
+    if complaint["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.5)
+        return ProjectError(
+            f"unknown key '{name}'",
+            where=where,
+            hint=f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}",
+        )
+    if complaint["type"] == "missing":
+        return ProjectError(f"'{name}' is missing", where=where, hint=f"add a line `{path[-1]}: …`")
+    reason = complaint["msg"].removeprefix("Value error, ")
+    if complaint["type"] == "string_pattern_mismatch":
+        reason = "a task's name has letters, digits and '-' only"
+    field = f"'{name}': " if name else ""
+    return ProjectError(
+        f"{field}{reason} (got {complaint['input']!r:.80})" if name else reason,
+        where=where,
+        hint="docs/reference/project-file.md lists every key with its values",
+    )
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: Any = Project
+    for part in path:
+        inner = model.model_fields[part].annotation
+        options = getattr(inner, "__args__", (inner,))
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return [name for name in model.model_fields if name not in ("folder", "given")]
+
+
+def _line_of(tree: Any, path: list[str]) -> int | None:
+    """The line, counted from 1, on which a key of the file stands; its parent's if it is absent."""
+    line = None
+    for part in path:
+        if not isinstance(tree, yaml.MappingNode):
+            break
+        for key, value in tree.value:
+            if key.value == part:
+                line, tree = key.start_mark.line + 1, value
+                break
+        else:
+            break
+    return line

@@ -1,0 +1,210 @@
+"""The run folder: append-only records, atomic replacement, hashes. Nothing is pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from tuneworthy.errors import StorageError
+
+
+def cache_folder() -> Path:
+    """Where models and fetched data are kept: `$TUNEWORTHY_HOME`, or the user's cache folder."""
+    home = os.environ.get("TUNEWORTHY_HOME")
+    return Path(home) if home else platformdirs.user_cache_path("tuneworthy")
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of a JSON value that does not depend on the order of keys."""
+    return sha256_text(json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")))
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write into a StorageError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        hint = f"free some space: df -h {path.parent}"
+        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+            hint = f"check who may write there: ls -ld {path.parent}"
+        raise StorageError(
+            f"cannot be written: {error.strerror or error}", where=str(path), hint=hint
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: readers see the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with guarded(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises StorageError if the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StorageError(
+            "no such file", where=str(path), hint="tuneworthy decide writes a run folder"
+        ) from None
+    except ValueError as error:
+        raise StorageError(
+            f"not JSON: {error}", where=str(path), hint="remove the run folder and run again"
+        ) from None
+
+
+def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append one line a record; on disk when this returns.
+
+    A line that a killed process left unfinished is cut off first.
+    """
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if not text:
+        return
+    with guarded(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Replace a file by one line a record, in one step."""
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; a torn last line (a killed process) is left out. Empty if no file."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise StorageError(
+                "not JSON", where=f"{path}:{number}", hint="remove the run folder and run again"
+            ) from None
+    return records
+
+
+class Journal:
+    """`events.jsonl`: what happened when. The progress display and the web page read this.
+
+    Called with a kind and its fields; listeners get the same record.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.listeners: list[Any] = []
+        self.started = time.monotonic()
+
+    def __call__(self, kind: str, fields: dict[str, Any]) -> None:
+        record = {"time": now(), "kind": kind, **fields}
+        # Ticks move a progress bar and are worth nothing afterwards.
+        if self.path is not None and kind != "tick":
+            append_jsonl(self.path, [record])
+        for listener in self.listeners:
+            listener(record)
+
+
+class RunFolder:
+    """Paths of one run; see the contract, section 5."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.rows = path / "rows.jsonl"
+        self.ledger = path / "ledger.jsonl"
+        self.checks = path / "checks.json"
+        self.seal = path / "seal.json"
+        self.events = path / "events.jsonl"
+        self.decision = path / "decision.json"
+        self.report = path / "report.html"
+
+    def arm(self, name: str) -> Path:
+        return self.path / "arms" / name
+
+    def predictions(self, name: str) -> Path:
+        return self.arm(name) / "predictions.jsonl"
+
+    def fit(self, name: str) -> Path:
+        return self.arm(name) / "fit.json"
+
+    def measured(self, name: str) -> Path:
+        return self.arm(name) / "measured.json"
+
+    def model(self, name: str) -> Path:
+        return self.arm(name) / "model"
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms that have a folder, in the order of their making."""
+        folder = self.path / "arms"
+        found = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        return [p.name for p in sorted(found, key=lambda p: p.name)]
+
+
+def runs(project_folder: Path) -> list[RunFolder]:
+    """Every run of a project, oldest first."""
+    folder = project_folder / "runs"
+    found = [p for p in folder.iterdir() if (p / "config.json").exists()] if folder.is_dir() else []
+    return [RunFolder(p) for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))]
+
+
+def new_run(project_folder: Path, task: str, digest: str) -> RunFolder:
+    """An empty run folder `runs/<task>-<time>-<short hash>/`."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = project_folder / "runs" / f"{task}-{stamp}-{digest[:8]}"
+    with guarded(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return RunFolder(path)
