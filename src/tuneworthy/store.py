@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,11 @@ def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and all in it; nothing happens if it is not there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -1,0 +1,197 @@
+"""Weights on this machine: transformers' models, our batches, one model in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneworthy import store
+from tuneworthy.engine import generation, hardware, training
+from tuneworthy.engine.models import Located
+from tuneworthy.errors import ModelError
+from tuneworthy.types import (
+    Answer,
+    Base,
+    Decoding,
+    Failure,
+    OnAnswer,
+    Prompt,
+    Report,
+    TrainingResult,
+    TrainingSettings,
+    Weights,
+)
+
+
+class LocalEngine:
+    """A base model in a folder of safetensors."""
+
+    def __init__(self, located: Located) -> None:
+        self.located = located
+        self.format = hardware.number_format()
+        self.chat = located.chat()
+        self._loaded: tuple[str, Any] | None = None
+        model = self._model(None)
+        config = model.config.get_text_config()
+        self.base = Base(
+            name=located.name,
+            sha256=located.sha256,
+            context_length=int(config.max_position_embeddings),
+            parameters=sum(p.numel() for p in model.parameters()),
+            trainable=True,
+            licence=located.licence,
+            details={
+                "engine": "transformers",
+                "model_type": model.config.model_type,
+                "device": self.format.device,
+                "number_format": self.format.name,
+                "number_format_why": self.format.why,
+                "chat_template": "the model's own" if self.chat.template else "plain (it has none)",
+                "threads": torch.get_num_threads(),
+            },
+        )
+
+    def count(self, prompt: Prompt, completion: str | None = None) -> int:
+        if completion is None:
+            return len(self.chat.encode(prompt))
+        return len(self.chat.encode_pair(prompt, completion)[0])
+
+    def check_pair(self, prompt: Prompt, completion: str) -> None:
+        self.chat.check_pair(prompt, completion)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        *,
+        weights: Weights | None = None,
+        on_answer: OnAnswer | None = None,
+    ) -> list[Answer | Failure]:
+        answers: list[Answer | Failure] = [Failure("not answered")] * len(prompts)
+
+        def keep(position: int, answer: Answer | Failure) -> None:
+            answers[position] = answer
+            if on_answer:
+                on_answer(position, answer)
+
+        fitting, ids = [], []
+        for position, prompt in enumerate(prompts):
+            row = self.chat.encode(prompt)
+            if len(row) + decoding.max_tokens > self.base.context_length:
+                keep(position, Failure(f"prompt of {len(row)} tokens does not fit the context"))
+            else:
+                fitting.append(position)
+                ids.append(row)
+        if ids:
+            generation.generate(
+                self._model(weights),
+                ids,
+                decoding,
+                stop_ids=self.chat.stop_ids,
+                stop=self.chat.stop,
+                decode=self._text,
+                on_answer=lambda i, answer: keep(fitting[i], answer),
+            )
+        return answers
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = self.chat.decode(ids)
+        # The plain format writes "Output: …": the blank belongs to the format.
+        return text.strip() if not self.chat.template else text
+
+    def train(
+        self,
+        train: Sequence[tuple[Prompt, str]],
+        dev: Sequence[tuple[Prompt, str]],
+        settings: TrainingSettings,
+        folder: Path,
+        *,
+        report: Report,
+        deadline: float | None = None,
+    ) -> TrainingResult:
+        """See `types.Engine.train`."""
+        model = self._model(None)
+        self._loaded = None  # training changes the module in place: it is no longer the base
+        prepared = training.prepare(model, settings)
+        result = training.train(
+            prepared,
+            [self._tokens(*pair) for pair in train],
+            [self._tokens(*pair) for pair in dev],
+            settings,
+            folder,
+            base_sha256=self.base.sha256,
+            report=report,
+            deadline=deadline,
+        )
+        if settings.method == "full":
+            # A full model is a base of its own: it needs its tokenizer beside it.
+            self.chat.tokenizer.save_pretrained(folder)
+        return result
+
+    def _tokens(self, prompt: Prompt, completion: str) -> training.TokenRow:
+        ids, prompt_length = self.chat.encode_pair(prompt, completion)
+        return training.TokenRow(ids, prompt_length)
+
+    def _model(self, weights: Weights | None) -> Any:
+        """The base, or the base with trained weights, ready to answer; the last one is kept."""
+        key = "base" if weights is None else f"{weights.kind}:{weights.folder}:{_stamp(weights)}"
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None
+            gc.collect()
+            self._loaded = (key, self._load(weights))
+        return self._loaded[1]
+
+    def _load(self, weights: Weights | None) -> Any:
+        folder = self.located.folder
+        if weights is not None:
+            self._check_owner(weights)
+            if weights.kind == "full":
+                folder = weights.folder
+        model = load_causal(folder, self.format.dtype).to(self.format.device)
+        if weights is not None and weights.kind == "adapter":
+            import peft
+
+            model = peft.PeftModel.from_pretrained(model, str(weights.folder)).merge_and_unload()
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        return model
+
+    def _check_owner(self, weights: Weights) -> None:
+        label = store.read_json(weights.folder / training.LABEL)
+        if label["base_sha256"] != self.located.sha256:
+            raise ModelError(
+                f"these weights were trained on another base ({label['base_sha256'][:12]}…, "
+                f"this one is {self.located.sha256[:12]}…)",
+                where=str(weights.folder),
+                hint="tuneworthy train again on this base",
+            )
+
+
+def _stamp(weights: Weights) -> int:
+    files = [p for p in weights.folder.iterdir() if p.suffix == ".safetensors"]
+    return max((p.stat().st_mtime_ns for p in files), default=0)
+
+
+def load_causal(folder: Path, dtype: torch.dtype) -> Any:
+    """A causal language model from safetensors. Raises ModelError if transformers cannot."""
+    import transformers
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot be loaded: {str(error).splitlines()[0][:160]}",
+            where=str(folder),
+            hint="the folder needs config.json, tokenizer.json and *.safetensors of one model",
+        ) from error

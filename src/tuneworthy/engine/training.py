@@ -1,0 +1,272 @@
+"""Fine-tuning, LoRA or all weights: completion-only loss, early stopping that keeps the best.
+
+The loss is the mean negative log-likelihood over all label tokens of a step, however the step is
+cut into micro-batches, so that cutting changes nothing but memory.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneworthy import store
+from tuneworthy.errors import ModelError
+from tuneworthy.types import Report, TrainingResult, TrainingSettings
+
+MICRO_BATCH_TOKENS = 2048
+"""Tokens, padding included, that go through the model at once."""
+LABEL = "tuneworthy.json"
+"""Beside the weights: which base they belong to."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A row as ids; the labels are those from `prompt_length` on."""
+
+    ids: list[int]
+    prompt_length: int
+
+    @property
+    def labels(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+
+def prepare(model: Any, settings: TrainingSettings) -> Any:
+    """The model with its trainable parameters chosen: an adapter on all linear layers, or all."""
+    if settings.method == "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model
+    import peft
+
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        use_rslora=settings.method == "rslora",
+        use_dora=settings.method == "dora",
+    )
+    # Adapters stay in float32 over a 16-bit base: PEFT's autocast_adapter_dtype does it.
+    return peft.get_peft_model(model, config)
+
+
+def train(
+    model: Any,
+    rows: Sequence[TokenRow],
+    dev: Sequence[TokenRow],
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    base_sha256: str,
+    report: Report,
+    deadline: float | None,
+) -> TrainingResult:
+    """Train a prepared model; the weights with the lowest dev loss are left in `folder`.
+
+    Raises ModelError if the loss is no longer a number, naming the step and what to try.
+    """
+    usable = [row for row in rows if row.labels > 0]
+    if not usable:
+        raise ModelError("no row has a token to learn from", hint="tuneworthy check shows why")
+    torch.manual_seed(settings.seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    steps_per_epoch = math.ceil(len(usable) / settings.batch_rows)
+    total = max(1, round(settings.epochs * steps_per_epoch))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_decay(settings, total))
+    evaluate_every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
+
+    start = time.monotonic()
+    before = best = dev_loss = mean_loss(model, dev)
+    report("training", {"step": 0, "steps": total, "dev_loss": before, "seconds": 0.0})
+    history: list[dict[str, float]] = [{"step": 0, "epoch": 0.0, "dev_loss": before}]
+    best_step = step = tokens = label_tokens = without_gain = 0
+    stopped = "finished"
+    recent: list[float] = []
+    while step < total:
+        for batch in _epoch(usable, settings, epoch=step // steps_per_epoch):
+            loss = _step(model, batch, trained, optimizer, settings)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"the loss is {loss} at step {step + 1}: training diverged",
+                    hint=f"try a learning rate of {settings.learning_rate / 4:.1e}",
+                )
+            schedule.step()
+            step += 1
+            tokens += sum(len(row.ids) for row in batch)
+            label_tokens += sum(row.labels for row in batch)
+            recent.append(loss)
+            seconds = time.monotonic() - start
+            late = deadline is not None and time.monotonic() > deadline
+            fields: dict[str, float] = {
+                "step": step,
+                "epoch": step / steps_per_epoch,
+                "loss": loss,
+                "learning_rate": schedule.get_last_lr()[0],
+            }
+            if step % evaluate_every == 0 or step == total or late:
+                dev_loss = mean_loss(model, dev)
+                fields["dev_loss"] = dev_loss
+                fields["loss"] = sum(recent) / len(recent)
+                recent = []
+                if dev_loss < best:  # never true for NaN
+                    best, best_step, without_gain = dev_loss, step, 0
+                    _save(model, folder, settings, base_sha256)
+                else:
+                    without_gain += 1
+            history.append(fields)
+            kind = "training" if "dev_loss" in fields else "tick"
+            report(
+                kind,
+                {
+                    **fields,
+                    "steps": total,
+                    "seconds": seconds,
+                    "tokens_per_second": tokens / seconds,
+                },
+            )
+            if late:
+                stopped = "deadline"
+            elif without_gain >= settings.patience:
+                stopped = "early"
+            if step >= total or stopped != "finished":
+                break
+        if stopped != "finished":
+            break
+    if best_step == 0:
+        # Training never helped: the weights kept are the last ones, and fit.json says so.
+        _save(model, folder, settings, base_sha256)
+    return TrainingResult(
+        settings=settings,
+        steps=step,
+        best_step=best_step,
+        dev_loss_before=before,
+        dev_loss=best if best_step else dev_loss,
+        train_loss=next(h["loss"] for h in reversed(history) if "loss" in h),
+        seconds=time.monotonic() - start,
+        tokens=tokens,
+        label_tokens=label_tokens,
+        trained_parameters=sum(p.numel() for p in trained),
+        rows=len(usable),
+        rows_without_labels=len(rows) - len(usable),
+        stopped=stopped,  # type: ignore[arg-type]
+        history=tuple(h for h in history if "dev_loss" in h),
+    )
+
+
+def _warmup_then_decay(settings: TrainingSettings, total: int) -> Callable[[int], float]:
+    """Linear warm-up, then a cosine down to a tenth."""
+    warm = max(1, round(settings.warmup * total))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        done = (step - warm) / max(1, total - warm)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return factor
+
+
+def _epoch(
+    rows: Sequence[TokenRow], settings: TrainingSettings, epoch: int
+) -> list[list[TokenRow]]:
+    """The batches of one epoch: shuffled, yet rows of like length together to save padding."""
+    random = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(rows), generator=random).tolist()
+    size = settings.batch_rows
+    batches = []
+    for start in range(0, len(order), 8 * size):
+        pool = sorted(order[start : start + 8 * size], key=lambda i: len(rows[i].ids))
+        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    shuffled = torch.randperm(len(batches), generator=random).tolist()
+    return [[rows[i] for i in batches[b]] for b in shuffled]
+
+
+def _micro_batches(rows: Sequence[TokenRow]) -> list[list[TokenRow]]:
+    """Rows in groups whose padded size stays within MICRO_BATCH_TOKENS."""
+    groups: list[list[TokenRow]] = []
+    for row in sorted(rows, key=lambda r: len(r.ids)):
+        if groups and len(row.ids) * (len(groups[-1]) + 1) <= MICRO_BATCH_TOKENS:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _step(
+    model: Any,
+    batch: Sequence[TokenRow],
+    trained: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    settings: TrainingSettings,
+) -> float:
+    """One optimizer step; the mean loss per label token of the batch."""
+    model.train()
+    labels = sum(row.labels for row in batch)
+    total = 0.0
+    for group in _micro_batches(batch):
+        loss = _loss_sum(model, group) / labels
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(trained, settings.max_gradient_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def _loss_sum(model: Any, rows: Sequence[TokenRow]) -> torch.Tensor:
+    """Summed negative log-likelihood (nats) of the rows' label tokens.
+
+    Rows are padded on the right: a causal model's real tokens never see what comes after them, so
+    no mask is needed. The output head runs on label positions only.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    longest = max(len(row.ids) for row in rows)
+    ids_B_T = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
+    hidden_B_T_C = causal.model(input_ids=ids_B_T.to(causal.device)).last_hidden_state
+    hidden_L_C = torch.cat(
+        [h[row.prompt_length - 1 : len(row.ids) - 1] for h, row in zip(hidden_B_T_C, rows)]
+    )
+    targets_L = torch.tensor([i for row in rows for i in row.ids[row.prompt_length :]])
+    logits_L_V = causal.lm_head(hidden_L_C).float()
+    softcap = getattr(causal.config, "final_logit_softcapping", None)
+    if softcap:
+        logits_L_V = softcap * torch.tanh(logits_L_V / softcap)
+    return torch.nn.functional.cross_entropy(
+        logits_L_V, targets_L.to(logits_L_V.device), reduction="sum"
+    )
+
+
+@torch.no_grad()
+def mean_loss(model: Any, rows: Sequence[TokenRow]) -> float:
+    """Mean negative log-likelihood (nats) per label token."""
+    model.eval()
+    total = sum(_loss_sum(model, group).item() for group in _micro_batches(rows))
+    return total / sum(row.labels for row in rows)
+
+
+def _save(model: Any, folder: Path, settings: TrainingSettings, base_sha256: str) -> None:
+    """Replace the folder's weights in one step."""
+    temporary = folder.with_name(folder.name + ".part")
+    old = folder.with_name(folder.name + ".old")
+    with store.guarded(folder):
+        store.remove(temporary)
+        temporary.mkdir(parents=True)
+        model.save_pretrained(temporary, safe_serialization=True)
+        label = {"base_sha256": base_sha256, "settings": asdict(settings)}
+        store.write_json(temporary / LABEL, label)
+        store.remove(old)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        store.remove(old)
