@@ -9,7 +9,7 @@ between two of them is encoded as plain text. Ordinary rows get exactly the ids 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tuneworthy.errors import ChatTemplateError
@@ -152,7 +152,6 @@ class ChatFormat:
         contents = [message.content for message in prompt]
         pieces: list[Piece] = []
         for piece in self._render(tuple(message.role for message in prompt), True):
-            parts: Iterator[Piece]
             if isinstance(piece, int):
                 pieces.append(piece)
                 continue

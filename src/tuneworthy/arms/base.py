@@ -1,0 +1,198 @@
+"""What every arm's `fit` works with, and what it leaves behind."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuneworthy.arms.recipe import FittedRecipe, Kitchen, Recipe
+from tuneworthy.config import Project
+from tuneworthy.types import (
+    Answer,
+    Example,
+    Failure,
+    Metric,
+    OnAnswer,
+    Prompt,
+    Report,
+)
+
+
+class Fitted(Protocol):
+    """An arm that can answer. Evaluation and serving call `answer` and nothing else."""
+
+    def answer(
+        self, inputs: Sequence[Prompt], on_answer: OnAnswer | None = None
+    ) -> list[Answer | Failure]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that fitting may see: training and dev rows, never a test row."""
+
+    project: Project
+    kitchen: Kitchen
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    metric: Metric
+    folder: Path
+    """The arm's folder: trained weights go to `folder / "model"`."""
+    report: Report
+    fitted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """fit.json of the arms fitted before this one: what they chose may be built upon."""
+    deadline: float | None = None
+    """`time.monotonic()` after which nothing new is begun."""
+
+    @property
+    def late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt that dev preferred, or the project's own before that is known."""
+        if "system-prompt" in self.fitted:
+            chosen: str | None = self.fitted["system-prompt"]["recipe"]["system"]
+            return chosen
+        return self.project.instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing tried on dev; `score` is None if it could not be measured."""
+
+    what: str
+    score: float | None
+    n: int
+    seconds: float
+    recipe: Recipe
+    prompt_tokens: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "dev_score": self.score,
+            "dev_loss": None,
+            "n": self.n,
+            "seconds": self.seconds,
+            "prompt_tokens_mean": self.prompt_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What an arm's fit leaves behind; `record` becomes fit.json."""
+
+    fitted: Fitted
+    record: dict[str, Any]
+
+
+class Arm(Protocol):
+    """A way of doing the task."""
+
+    name: str
+    trained: bool
+    """True if weights of the base model are changed or added to: fine-tuning."""
+
+    def why_not(self, task: Task) -> str | None:
+        """Why this arm does not apply to this task; None if it does."""
+        ...
+
+    def fit(self, task: Task) -> Fit:
+        """Choose everything on dev. Sees no test row."""
+        ...
+
+    def restore(self, task: Task, record: dict[str, Any]) -> Fitted:
+        """The arm as an earlier `fit` left it, from fit.json and the arm's folder."""
+        ...
+
+
+def ticker(report: Report, arm: str, phase: str, total: int) -> OnAnswer:
+    """Counts answers and reports each, for the progress display."""
+    done = 0
+
+    def tick(position: int, answer: Answer | Failure) -> None:
+        nonlocal done
+        done += 1
+        report("tick", {"arm": arm, "phase": phase, "done": done, "total": total})
+
+    return tick
+
+
+def try_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> list[Candidate]:
+    """Answer the dev rows with each recipe. Stops early, keeping what is done, when time is up."""
+    done: list[Candidate] = []
+    for number, (what, recipe) in enumerate(tries, 1):
+        if done and task.late:
+            break
+        start = time.monotonic()
+        phase = f"choosing on dev, {number} of {len(tries)}: {what}"
+        tick = ticker(task.report, arm, phase, len(task.dev))
+        answers = FittedRecipe(recipe, task.kitchen).answer([e.prompt for e in task.dev], tick)
+        scores = [
+            task.metric.score(answer.text, example.completion).value
+            for answer, example in zip(answers, task.dev)
+            if isinstance(answer, Answer)
+        ]
+        tokens = [a.prompt_tokens for a in answers if isinstance(a, Answer)]
+        done.append(
+            Candidate(
+                what=what,
+                score=statistics.fmean(scores) if scores else None,
+                n=len(scores),
+                seconds=time.monotonic() - start,
+                recipe=recipe,
+                prompt_tokens=statistics.fmean(tokens) if tokens else 0.0,
+            )
+        )
+        task.report("candidate", {"arm": arm, **done[-1].to_json()})
+    return done
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate:
+    """The highest dev score; of equals the one with the shorter prompt."""
+    return max(candidates, key=lambda c: (-1.0 if c.score is None else c.score, -c.prompt_tokens))
+
+
+def chosen_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> Fit:
+    """Try recipes on dev and keep the best: the whole of fitting for arms without training."""
+    start = time.monotonic()
+    if len(tries) == 1:
+        # Nothing to choose: dev rows need not be answered.
+        what, recipe = tries[0]
+        candidates: list[Candidate] = []
+        why = f"nothing to choose: {what}"
+    else:
+        candidates = try_on_dev(task, arm, tries)
+        winner = best(candidates)
+        recipe = winner.recipe
+        score = "not measurable" if winner.score is None else f"{winner.score:.3f}"
+        why = f"{winner.what}: {score} on {winner.n} dev rows, best of {len(candidates)}"
+    record = {
+        "arm": arm,
+        "recipe": recipe.to_json(),
+        "chosen": describe(recipe),
+        "candidates": [candidate.to_json() for candidate in candidates],
+        "why": why,
+        "seconds": time.monotonic() - start,
+        "training": None,
+    }
+    return Fit(FittedRecipe(recipe, task.kitchen), record)
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe in words, for the report."""
+    words: dict[str, Any] = {"system prompt": recipe.system or "none"}
+    if recipe.examples:
+        words["examples"] = f"{recipe.examples.k}, {recipe.examples.select}"
+    if recipe.passages:
+        words["passages"] = recipe.passages
+    return words
+
+
+def restore_recipe(task: Task, record: dict[str, Any]) -> Fitted:
+    recipe = Recipe.from_json(record["recipe"], task.folder / "model")
+    return FittedRecipe(recipe, task.kitchen)

@@ -1,0 +1,216 @@
+"""A recipe: what an arm adds to a row's prompt, and which weights answer it.
+
+Every arm but `linear` is one. Evaluation and the server both go through `FittedRecipe.answer`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuneworthy.types import (
+    Answer,
+    Decoding,
+    Embedder,
+    Engine,
+    Example,
+    Failure,
+    Message,
+    OnAnswer,
+    Passage,
+    Prompt,
+    Weights,
+)
+
+
+class Search(Protocol):
+    """Finds passages; `retrieval.Index` is one."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """The k best passages of each query, best first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Which training rows stand in the context: `fixed` names them, the others choose per row."""
+
+    select: str
+    """fixed | random | similar"""
+    k: int
+    ids: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything an arm adds. `passages` is how many are retrieved for a row."""
+
+    system: str | None = None
+    examples: Examples | None = None
+    passages: int = 0
+    weights: Weights | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For fit.json; weights by their kind alone, they lie beside it in `model/`."""
+        chosen = self.examples
+        return {
+            "system": self.system,
+            "examples": None
+            if chosen is None
+            else {
+                "select": chosen.select,
+                "k": chosen.k,
+                "ids": list(chosen.ids),
+                "seed": chosen.seed,
+            },
+            "passages": self.passages,
+            "weights": self.weights.kind if self.weights else None,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], model_folder: Path) -> Recipe:
+        chosen = values["examples"]
+        return cls(
+            system=values["system"],
+            examples=chosen and Examples(**{**chosen, "ids": tuple(chosen["ids"])}),
+            passages=values["passages"],
+            weights=Weights(values["weights"], model_folder) if values["weights"] else None,
+        )
+
+
+@dataclass(frozen=True)
+class Kitchen:
+    """What recipes are cooked with: one base model, its training rows, its documents."""
+
+    engine: Engine
+    decoding: Decoding
+    train: Sequence[Example]
+    embedder: Callable[[], Embedder]
+    search: Search | None
+
+
+class FittedRecipe:
+    """An arm, ready to answer. A row's prompt goes in bare; the recipe is added here."""
+
+    def __init__(self, recipe: Recipe, kitchen: Kitchen) -> None:
+        self.recipe = recipe
+        self.kitchen = kitchen
+        self._by_id = {example.id: example for example in kitchen.train}
+        self._nearest: NearestExamples | None = None
+
+    def answer(
+        self, inputs: Sequence[Prompt], on_answer: OnAnswer | None = None
+    ) -> list[Answer | Failure]:
+        """One answer an input, in order; `on_answer(position, answer)` as each one stands."""
+        return self.kitchen.engine.generate(
+            self.prompts(inputs),
+            self.kitchen.decoding,
+            weights=self.recipe.weights,
+            on_answer=on_answer,
+        )
+
+    def prompts(self, inputs: Sequence[Prompt]) -> list[Prompt]:
+        """The full prompts, as many examples and passages in each as its context holds."""
+        passages = self._passages(inputs)
+        examples = self._examples(inputs)
+        shown = sorted({e.id for chosen in examples for e in chosen})
+        known = dict(zip(shown, self._passages([self._by_id[i].prompt for i in shown])))
+        return [
+            self._fit(prompt, found, chosen, known)
+            for prompt, found, chosen in zip(inputs, passages, examples)
+        ]
+
+    def _passages(self, inputs: Sequence[Prompt]) -> list[list[Passage]]:
+        if not self.recipe.passages or not inputs:
+            return [[] for _ in inputs]
+        assert self.kitchen.search is not None
+        return self.kitchen.search.search([p[-1].content for p in inputs], self.recipe.passages)
+
+    def _examples(self, inputs: Sequence[Prompt]) -> list[list[Example]]:
+        chosen = self.recipe.examples
+        if chosen is None:
+            return [[] for _ in inputs]
+        if chosen.select == "fixed":
+            fixed = [self._by_id[i] for i in chosen.ids]
+            return [fixed for _ in inputs]
+        if chosen.select == "random":
+            pool, k = list(self.kitchen.train), min(chosen.k, len(self.kitchen.train))
+            # Seeded by the prompt: the same row gets the same examples when it is served.
+            return [random.Random(f"{chosen.seed}:{_text(p)}").sample(pool, k) for p in inputs]
+        if self._nearest is None:
+            self._nearest = NearestExamples(self.kitchen.train, self.kitchen.embedder())
+        return self._nearest.find(inputs, chosen.k)
+
+    def _fit(
+        self,
+        prompt: Prompt,
+        passages: list[Passage],
+        examples: list[Example],
+        known: Mapping[str, list[Passage]],
+    ) -> Prompt:
+        engine = self.kitchen.engine
+        room = engine.base.context_length - self.kitchen.decoding.max_tokens
+        while True:
+            full = self._compose(prompt, passages, examples, known)
+            if not (examples or passages) or engine.count(full) <= room:
+                return full
+            # The farthest examples stand first and go first, then the last passages.
+            if examples:
+                examples = examples[1:]
+            else:
+                passages = passages[:-1]
+
+    def _compose(
+        self,
+        prompt: Prompt,
+        passages: list[Passage],
+        examples: list[Example],
+        known: Mapping[str, list[Passage]],
+    ) -> Prompt:
+        turns: list[Message] = []
+        for example in examples:
+            turns += with_passages(example.prompt, known[example.id])
+            turns.append(Message("assistant", example.completion))
+        turns += with_passages(prompt, passages)
+        # One system turn, first: the recipe's, then what rows say of their own.
+        own = [m.content for m in prompt if m.role == "system"]
+        system = "\n\n".join([text for text in (self.recipe.system, *own) if text])
+        rest = tuple(m for m in turns if m.role != "system")
+        return (Message("system", system), *rest) if system else rest
+
+
+def with_passages(prompt: Prompt, passages: Sequence[Passage]) -> Prompt:
+    """The prompt with passages in front of its last turn."""
+    if not passages:
+        return prompt
+    last = prompt[-1]
+    text = "\n\n".join([*(p.text for p in passages), last.content])
+    return (*prompt[:-1], replace(last, content=text))
+
+
+def _text(prompt: Prompt) -> str:
+    return "\n".join(message.content for message in prompt)
+
+
+class NearestExamples:
+    """Training rows by likeness of prompts: cosine of sentence embeddings."""
+
+    def __init__(self, train: Sequence[Example], embedder: Embedder) -> None:
+        self.train = train
+        self.embedder = embedder
+        self.vectors = embedder.embed([example.text for example in train])
+
+    def find(self, inputs: Sequence[Prompt], k: int) -> list[list[Example]]:
+        """The k nearest of each input, nearest last: next to the question. Ties go by id."""
+        if not inputs:
+            return []
+        likeness = self.embedder.embed([_text(prompt) for prompt in inputs]) @ self.vectors.T
+        found = []
+        for row in likeness:
+            order = sorted(range(len(self.train)), key=lambda i: (-row[i], self.train[i].id))
+            found.append([self.train[i] for i in reversed(order[:k])])
+        return found

@@ -1,0 +1,155 @@
+"""`lora` and `full`: trained on bare prompts, learning rate by a short sweep on dev."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from tuneworthy import store
+from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
+from tuneworthy.arms.recipe import FittedRecipe, Recipe
+from tuneworthy.errors import ModelError
+from tuneworthy.types import Example, Prompt, TrainingResult, TrainingSettings, Weights
+
+EPOCHS = 3.0
+"""Early stopping ends sooner where dev says so."""
+LORA_RATES = (3e-4, 1e-3, 3e-3)
+FULL_RATES = (3e-5, 1e-4, 3e-4)
+"""LoRA learns best at about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA
+Without Regret"); small models take higher rates than large ones."""
+SWEEP_ROWS = 64
+SWEEP_BATCH_ROWS = 4
+"""Small batches give the sweep enough steps to tell rates apart."""
+
+
+class Trained:
+    """Fine-tuning of an adapter or of all weights."""
+
+    trained = True
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+
+    def why_not(self, task: Task) -> str | None:
+        if not task.kitchen.engine.base.trainable:
+            return "an endpoint's weights cannot be trained from here"
+        return None
+
+    def fit(self, task: Task) -> Fit:
+        start = time.monotonic()
+        first = self._settings(task)
+        given = task.project.lora if self.kind == "adapter" else task.project.full
+        candidates: list[dict[str, Any]] = []
+        settings = first
+        if given.learning_rate == "auto":
+            settings, candidates = self._sweep(task, first)
+        result = self._train(task, task.train, settings, "model", "training")
+        recipe = Recipe(weights=Weights(self.kind, task.folder / "model"))  # type: ignore[arg-type]
+        record = {
+            "arm": self.name,
+            "recipe": recipe.to_json(),
+            "chosen": {
+                "method": settings.method,
+                "learning rate": settings.learning_rate,
+                "epochs": result.best_step * settings.batch_rows / max(1, result.rows),
+                **({"rank": settings.rank} if self.kind == "adapter" else {}),
+            },
+            "candidates": candidates,
+            "why": self._why(result),
+            "seconds": time.monotonic() - start,
+            "training": {**asdict(result), "history": list(result.history)},
+        }
+        return Fit(FittedRecipe(recipe, task.kitchen), record)
+
+    def restore(self, task: Task, record: dict[str, Any]) -> Fitted:
+        return restore_recipe(task, record)
+
+    def _settings(self, task: Task) -> TrainingSettings:
+        project = task.project
+        given = project.lora if self.kind == "adapter" else project.full
+        rates = LORA_RATES if self.kind == "adapter" else FULL_RATES
+        return TrainingSettings(
+            method=project.lora.method if self.kind == "adapter" else "full",
+            learning_rate=rates[1] if given.learning_rate == "auto" else given.learning_rate,
+            epochs=EPOCHS if given.epochs == "auto" else given.epochs,
+            rank=project.lora.rank,
+            alpha=2 * project.lora.rank,
+            seed=project.seed,
+        )
+
+    def _sweep(
+        self, task: Task, first: TrainingSettings
+    ) -> tuple[TrainingSettings, list[dict[str, Any]]]:
+        """The learning rate with the lowest dev loss after a short run on a few rows."""
+        rates = LORA_RATES if self.kind == "adapter" else FULL_RATES
+        rows = task.train[:SWEEP_ROWS]
+        candidates = []
+        for rate in rates:
+            settings = replace(
+                first,
+                learning_rate=rate,
+                epochs=1.0,
+                batch_rows=SWEEP_BATCH_ROWS,
+                evaluations_per_epoch=1,
+            )
+            what, began = f"learning rate {rate:.0e}", time.monotonic()
+            try:
+                dev_loss = self._train(task, rows, settings, "sweep", what).dev_loss
+            except ModelError:  # diverged: a finding about this rate, not the end of the run
+                dev_loss = None
+            candidates.append(
+                {
+                    "what": f"{what}, {len(rows)} rows",
+                    "dev_score": None,
+                    "dev_loss": dev_loss,
+                    "n": len(task.dev),
+                    "seconds": time.monotonic() - began,
+                }
+            )
+            task.report("candidate", {"arm": self.name, **candidates[-1]})
+            if task.late:
+                break
+        store.remove(task.folder / "sweep")
+        lost = float("inf")
+        losses = [lost if c["dev_loss"] is None else c["dev_loss"] for c in candidates]
+        return replace(first, learning_rate=rates[losses.index(min(losses))]), candidates
+
+    def _train(
+        self,
+        task: Task,
+        rows: Any,
+        settings: TrainingSettings,
+        folder: str,
+        phase: str,
+    ) -> TrainingResult:
+        def report(kind: str, fields: dict[str, Any]) -> None:
+            done = {"done": fields["step"], "total": fields["steps"]}
+            task.report(kind, {"arm": self.name, "phase": phase, **done, **fields})
+
+        return task.kitchen.engine.train(
+            [_pair(example) for example in rows],
+            [_pair(example) for example in task.dev],
+            settings,
+            task.folder / folder,
+            report=report,
+            deadline=task.deadline,
+        )
+
+    def _why(self, result: TrainingResult) -> str:
+        ended = {
+            "finished": "all epochs were run",
+            "early": "dev loss stopped falling",
+            "deadline": "the budget ended it",
+        }[result.stopped]
+        if result.best_step == 0:
+            return f"training never lowered the dev loss ({result.dev_loss_before:.3f}); {ended}"
+        return (
+            f"dev loss {result.dev_loss_before:.3f} before, {result.dev_loss:.3f} at step "
+            f"{result.best_step} of {result.steps}, which is kept; {ended}"
+        )
+
+
+def _pair(example: Example) -> tuple[Prompt, str]:
+    return example.prompt, example.completion
