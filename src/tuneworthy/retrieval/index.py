@@ -149,5 +149,5 @@ def _write(passages: Sequence[Passage], embedder: Embedder, folder: Path) -> Non
     table = lancedb.connect(folder).create_table(_TABLE, pyarrow.table(columns))
     # Stems, stop words and spaces between words belong to some languages only.
     table.create_index(
-        "text", config=FTS(base_tokenizer="icu", stem=False, remove_stop_words=False)
+        "text", config=FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False)
     )
