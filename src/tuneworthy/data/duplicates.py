@@ -1,0 +1,174 @@
+"""Texts that say nearly the same, found by MinHash and confirmed by their true similarity."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+THRESHOLD = 0.8
+"""Two texts of at least this Jaccard similarity are near duplicates."""
+
+LARGEST_SHARE = 0.2
+"""A cluster above this share of the rows is a template, not a set of copies."""
+
+_LONG_WORDS = 40
+_HASHES, _BANDS = 120, 20  # misses 0.2 % of the pairs that are exactly at the threshold
+_CONFIRMATIONS_PER_ROW = 50  # bounds the work where thousands of rows are half alike
+_STAGES = ("near duplicates", "what their template leaves", "equal text", "their group alone")
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Rows so alike that they would be one huge cluster, and what they were divided by."""
+
+    rows: tuple[int, ...]
+    by: str
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """`numbers[i]` is the cluster of text i; `near[i]` that of its near duplicates alone."""
+
+    numbers: list[int]
+    near: list[int]
+    divided: list[Divided] = field(default_factory=list)
+
+
+def normalise(text: str) -> str:
+    """The text without what the eye overlooks: case, width of letters, kinds of space."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def near_duplicate_clusters(
+    texts: Sequence[str], groups: Sequence[str | None] | None = None
+) -> Clusters:
+    """Clusters of texts that are near duplicates of each other or share a group.
+
+    Two texts are near duplicates from a Jaccard similarity of 0.8 of their word 3-shingles, or
+    of their character 5-grams where they have fewer than 40 words. Shingles of more than half
+    of the texts count for nothing: they are the task's template.
+
+    A cluster of more than 20 % of the texts that is not one group is a template too, and is
+    divided: by near duplicates without the shingles that most of it shares, if it is still too
+    large by equal text, and if there are groups, at last by group alone (then equal texts may
+    stand in two clusters).
+    """
+    groups = [None] * len(texts) if groups is None else groups
+    plain = [normalise(text) for text in texts]
+    stages = 4 if any(group is not None for group in groups) else 3
+    largest = max(LARGEST_SHARE * len(texts), 1)
+
+    def labels(rows: Sequence[int], stage: int) -> Sequence[Hashable]:
+        if stage == 2:
+            return [plain[row] for row in rows]
+        return rows if stage == 3 else _near([plain[row] for row in rows])
+
+    near = labels(range(len(texts)), 0)
+    first: dict[int, int] = {}
+    divided: list[Divided] = []
+
+    def divide(rows: Sequence[int], stage: int) -> int:
+        """Cluster `rows`, too large parts by the next stage; the last stage that was needed."""
+        parts = defaultdict(list)
+        joined = connect(labels(rows, stage) if stage else near, [groups[row] for row in rows])
+        for row, number in zip(rows, joined, strict=True):
+            parts[number].append(row)
+        deepest = stage
+        for part in parts.values():
+            one_group = groups[part[0]] is not None and len({groups[row] for row in part}) == 1
+            if len(part) > largest and not one_group and stage + 1 < stages:
+                needed = divide(part, stage + 1)
+                deepest = max(deepest, needed)
+                if stage == 0:
+                    divided.append(Divided(tuple(part), _STAGES[needed]))
+            else:
+                first.update((row, part[0]) for row in part)
+        return deepest
+
+    divide(range(len(texts)), 0)
+    return Clusters(connect([first[row] for row in range(len(texts))]), connect(near), divided)
+
+
+def connect(*labellings: Sequence[Hashable | None]) -> list[int]:
+    """Numbers, from 0, of the sets of positions that share a label in any of the labellings.
+
+    None is no label: it joins nothing.
+    """
+    forest = _Forest(len(labellings[0]))
+    for labels in labellings:
+        first: dict[Hashable, int] = {}
+        for position, label in enumerate(labels):
+            if label is not None:
+                forest.join(first.setdefault(label, position), position)
+    return forest.numbers()
+
+
+def shingles(text: str) -> frozenset[str]:
+    """Word 3-shingles of a normalised text; character 5-grams if it has fewer than 40 words."""
+    words = text.split()
+    if len(words) >= _LONG_WORDS:
+        return frozenset(" ".join(words[i : i + 3]) for i in range(len(words) - 2))
+    return frozenset(text[i : i + 5] for i in range(max(len(text) - 4, 1)))
+
+
+def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """Shared elements over all elements, 0 to 1; 0 where both sets are empty."""
+    shared = len(one & other)
+    union = len(one) + len(other) - shared
+    return shared / union if union else 0.0
+
+
+def _near(texts: Sequence[str]) -> list[int]:
+    """Cluster numbers of normalised texts by near duplicates; equal texts share theirs."""
+    from rensa import RMinHash, RMinHashLSH
+
+    distinct = list(dict.fromkeys(texts))
+    sets = _without_template([shingles(text) for text in distinct])
+    forest = _Forest(len(distinct))
+    hashes = RMinHash.from_token_sets([list(found) for found in sets], num_perm=_HASHES, seed=0)
+    index = RMinHashLSH(threshold=THRESHOLD, num_perm=_HASHES, num_bands=_BANDS)
+    for one, found in enumerate(sets):
+        if not found:
+            continue
+        candidates = [(hashes[one].jaccard(hashes[c]), c) for c in index.query(hashes[one])]
+        confirmations = 0
+        for _, other in sorted(candidates, reverse=True):
+            if forest.find(one) == forest.find(other):
+                continue
+            if jaccard(found, sets[other]) >= THRESHOLD:
+                forest.join(one, other)
+            confirmations += 1
+            if confirmations == _CONFIRMATIONS_PER_ROW:
+                break
+        index.insert(one, hashes[one])
+    number = dict(zip(distinct, forest.numbers(), strict=True))
+    return [number[text] for text in texts]
+
+
+def _without_template(sets: Sequence[frozenset[str]]) -> Sequence[frozenset[str]]:
+    seen = Counter(shingle for found in sets for shingle in found)
+    template = {shingle for shingle, texts in seen.items() if texts > max(len(sets) / 2, 2)}
+    return [found - template for found in sets] if template else sets
+
+
+class _Forest:
+    """Sets that grow together (union-find); a set is known by its smallest member."""
+
+    def __init__(self, size: int) -> None:
+        self.parent = list(range(size))
+
+    def find(self, member: int) -> int:
+        while self.parent[member] != member:
+            self.parent[member] = self.parent[self.parent[member]]
+            member = self.parent[member]
+        return member
+
+    def join(self, one: int, other: int) -> None:
+        low, high = sorted((self.find(one), self.find(other)))
+        self.parent[high] = low
+
+    def numbers(self) -> list[int]:
+        number: dict[int, int] = {}
+        return [number.setdefault(self.find(m), len(number)) for m in range(len(self.parent))]
