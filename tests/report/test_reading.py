@@ -8,7 +8,7 @@ from .sample_run import write_sample
 
 
 def arm(name, scores):
-    return ArmRecords(name, {str(i): {"score": s} for i, s in enumerate(scores)}, None, None)
+    return ArmRecords(name, {str(i): {"score": s} for i, s in enumerate(scores)}, None)
 
 
 def test_tallies_leave_out_failed_rows_and_forgive_the_last_digit():

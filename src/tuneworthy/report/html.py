@@ -209,7 +209,8 @@ def _curves(records: RunRecords) -> list[tuple[str, dict[str, str]]]:
     for arm in records.arms:
         training = arm.fit["training"] if arm.fit else None
         if training and training["history"]:
-            chart = _both(charts.learning_chart, arm.name, training["history"])
+            start = {"step": 0, "dev_loss": training["dev_loss_before"]}
+            chart = _both(charts.learning_chart, arm.name, [start, *training["history"]])
             if chart:
                 found.append((arm.name, chart))
     return found

@@ -20,7 +20,6 @@ class ArmRecords:
     name: str
     predictions: dict[str, Record]
     fit: Record | None
-    measured: Record | None
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,6 @@ class RunRecords:
     ledger: list[Record]
     seal: Record | None
     arms: list[ArmRecords]
-
-    def arm(self, name: str) -> ArmRecords | None:
-        return next((arm for arm in self.arms if arm.name == name), None)
 
 
 class Tally(NamedTuple):
@@ -65,7 +61,6 @@ def read_run(run: RunFolder) -> RunRecords:
             name=name,
             predictions={line["id"]: line for line in read_jsonl(run.predictions(name))},
             fit=_if_there(run.fit(name)),
-            measured=_if_there(run.measured(name)),
         )
         for name in run.arms
     ]
