@@ -70,10 +70,18 @@ def write_sample(
     write_jsonl(run.rows, [{**test[0], "id": "r-train", "split": "train"}, *test])
     write_jsonl(run.ledger, _ledger(test))
     openings = [
-        {"time": f"2026-11-20T10:{7 + i:02d}:11.120Z", "arm": arm, "reason": "final measurement"}
+        {
+            "time": f"2026-11-20T10:{7 + i:02d}:11.120Z",
+            "arm": arm,
+            "reason": "final measurement",
+            "run": path.name,
+        }
         for i, arm in enumerate(arms)
     ]
-    earlier = [{**opening, "time": "2026-11-19" + opening["time"][10:]} for opening in openings[:2]]
+    earlier = [
+        {**opening, "time": "2026-11-19" + opening["time"][10:], "run": "earlier", "results": True}
+        for opening in openings[:2]
+    ]
     write_json(
         run.seal,
         {

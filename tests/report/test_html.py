@@ -125,6 +125,15 @@ def test_verdict_numbers_and_accounting_are_in_words(sample, page):
     assert page.count("<desc>") == page.count('role="img"')
 
 
+def test_an_earlier_opening_without_results_is_no_alarm(tmp_path):
+    run = write_sample(tmp_path / "run", rows=30, finished=False)
+    seal = read_json(run.seal)
+    write_json(run.seal, seal | {"earlier": [o | {"results": False} for o in seal["earlier"]]})
+    text = Page(render(run)).text
+    assert "Earlier runs opened these rows 2 times but ended before" in text
+    assert "Opened again" not in text
+
+
 def test_links_of_the_contents_lead_somewhere(page):
     anchors = [v for t, n, v in Page(page).attributes if n == "href" and v.startswith("#")]
     ids = {v for _, n, v in Page(page).attributes if n == "id"}
