@@ -59,7 +59,8 @@ README = """# phpdoc
 Source: {packages} packages `php-illuminate-*` {version} of Debian 12 (MIT, Taylor Otwell and the
 Laravel contributors). A row is a named function or method with a body of fewer than
 {characters} characters, and the comment right before it. Exact copies and comments that only
-point elsewhere (`@inheritdoc`) are left out.
+point elsewhere (`@inheritdoc`) are left out. The same short code sometimes carries different
+comments in different files; such rows are kept, as they are in life.
 
 `file` names the package and the file of a row. Rows of one file never straddle a split.
 """
