@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tuneworthy.data.checks import Finding, check_rows, check_training_size
+from tuneworthy.data.checks import Finding, check_rows, check_splits
 from tuneworthy.data.language import language, script, strangers
 from tuneworthy.types import Example, Message
 
@@ -139,10 +139,18 @@ def test_no_rows() -> None:
 
 
 def test_few_training_rows() -> None:
-    (found,) = check_training_size(PLAIN)
-    assert found.severity == "warning"
+    test = [replace(row, cluster=row.id) for row in PLAIN]
+    (found,) = check_splits(PLAIN, test)
+    assert (found.check, found.severity) == ("few-training-rows", "warning")
     assert found.summary.startswith("30 training rows, fewer than 1,000: ")
-    assert check_training_size([PLAIN[0]] * 1000) == []
+    assert check_splits([PLAIN[0]] * 1000, test) == []
+
+
+def test_few_test_clusters() -> None:
+    test = [replace(row, cluster=f"c{n % 3}") for n, row in enumerate(PLAIN)]
+    (found,) = check_splits([PLAIN[0]] * 1000, test)
+    assert (found.check, found.count) == ("few-test-clusters", 3)
+    assert found.summary.startswith("30 test rows in only 3 clusters ")
 
 
 def test_sources_are_cut_and_counted() -> None:
@@ -170,7 +178,12 @@ def test_languages(name: str, text: str) -> None:
     assert language(text) == name
 
 
-@pytest.mark.parametrize("text", ["", "42", "on", '{"intent": "HassTurnOn", "area": "kitchen"}'])
+CODE = "public static function make(array $options = []): static { return new self($um); }\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "42", "on", CODE * 9, '{"intent": "HassTurnOn", "area": "kitchen"}']
+)
 def test_too_little_to_tell_a_language_by(text: str) -> None:
     assert language(text) is None
 

@@ -94,9 +94,7 @@ def test_leaks_across_files_drop_the_training_copy(project_folder: Path) -> None
     result = prepared(project_folder, rows, test="test.jsonl")
     ledger = by_source(result)
     assert ledger["rows.jsonl:101"]["reason"] == "exact duplicate of test.jsonl:2"
-    assert ledger["rows.jsonl:102"]["reason"] == (
-        "near duplicate, or of the group, of test.jsonl:3 (test)"
-    )
+    assert ledger["rows.jsonl:102"]["reason"] == ("nearly equals test.jsonl:3 (test)")
     assert {ledger[f"test.jsonl:{n + 1}"]["split"] for n in range(30)} == {"test"}
     checks = {found.check: found for found in result.findings}
     assert checks["leak"].count == 2

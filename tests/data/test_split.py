@@ -70,17 +70,48 @@ def test_rows_added_later_move_few() -> None:
     assert len(ids(before.test) - ids(after.test)) <= 12
 
 
-def test_groups_and_near_duplicates_do_not_straddle() -> None:
+def test_groups_do_not_straddle() -> None:
     some = rows(200, lambda n: f"g{n // 4}")
-    twin = example(900, words(0) + " ok", group="other")
-    division = split([*some, twin])
+    division = split(some)
     home = {row.id: name for name, part in division.splits.items() for row in part}
     for n in range(0, 200, 4):
         assert len({home[example(n + k).id] for k in range(4)}) == 1
-    assert home[twin.id] == home[some[0].id]
+
+
+def test_near_duplicates_do_not_straddle() -> None:
+    twins = [example(900 + n, words(n) + " ok") for n in range(30)]
+    division = split([*rows(200), *twins])
+    home = {row.id: name for name, part in division.splits.items() for row in part}
+    assert all(home[example(n).id] == home[twin.id] for n, twin in enumerate(twins))
+    assert {home[twin.id] for twin in twins} == {"train", "dev", "test"}
     (found,) = division.findings
-    assert found.check == "near-duplicates"
-    assert found.sources == ("rows.jsonl:1", "rows.jsonl:901")
+    assert (found.check, found.count) == ("near-duplicates", 60)
+    assert found.summary.startswith("60 rows in 30 sets of nearly equal prompts: ")
+
+
+def test_near_duplicates_in_other_groups_are_leaks() -> None:
+    """Every file has the same trivial function; joining files by it would leave one cluster."""
+    some = [
+        example(n, "return name" if n % 10 == 0 else None, group=f"file{n // 10}")
+        for n in range(300)
+    ]
+    division = split(some)
+    prompts = [{row.text for row in part} for _, part in division.splits.items()]
+    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    assert "return name" in prompts[2]
+    test_files = len({row.group for row in division.splits.test})
+    assert len(division.dropped) == 30 - test_files
+    drop = next(iter(division.dropped.values()))
+    assert drop.kind == "leak"
+    assert drop.reason.startswith("nearly equals rows.jsonl:")
+    assert drop.reason.endswith(" (test)")
+
+
+def test_a_split_has_many_clusters_rather_than_a_few_large() -> None:
+    some = rows(600, lambda n: f"big{n % 5}" if n < 300 else f"g{n // 2}")
+    for seed in range(10):
+        test = split(some, test=60, dev=30, seed=seed).splits.test
+        assert len({row.cluster for row in test}) == 30
 
 
 def test_rows_of_one_cluster_carry_its_name() -> None:
@@ -131,10 +162,15 @@ def test_given_test_rows_drop_the_training_copies() -> None:
     division = split([*rows(100), leak], test=test)
     assert ids(division.splits.test) == {row.id for row in test}
     assert division.dropped[leak.id].kind == "leak"
-    assert division.dropped[leak.id].reason == (
-        "near duplicate, or of the group, of test.jsonl:4 (test)"
-    )
+    assert division.dropped[leak.id].reason == ("nearly equals test.jsonl:4 (test)")
     assert sizes(division) == (80, 20, 30)
+
+
+def test_given_test_rows_drop_their_group_from_training() -> None:
+    test = [replace(example(500 + n), group="a") for n in range(30)]
+    division = split(rows(100, lambda n: "a" if n < 10 else f"g{n}"), test=test)
+    assert len(division.dropped) == 10
+    assert division.dropped[example(0).id].reason == "is of the group of rows.jsonl:530 (test)"
 
 
 def test_given_dev_rows_drop_out_where_test_has_them() -> None:
@@ -143,21 +179,6 @@ def test_given_dev_rows_drop_out_where_test_has_them() -> None:
     division = split(rows(40), test=test, dev=dev)
     assert sizes(division) == (40, 30, 30)
     assert list(division.dropped) == [dev[-1].id]
-
-
-def test_equal_prompts_of_clusters_divided_by_group_are_leaks() -> None:
-    """Every file has the same trivial function; keeping them together would leave one cluster."""
-    some = [
-        example(n, "return name" if n % 10 == 0 else None, group=f"file{n // 10}")
-        for n in range(300)
-    ]
-    division = split(some)
-    prompts = {name: {row.text for row in part} for name, part in division.splits.items()}
-    assert not prompts["train"] & prompts["test"]
-    assert not prompts["dev"] & prompts["test"]
-    assert not prompts["train"] & prompts["dev"]
-    assert {d.kind for d in division.dropped.values()} == {"leak"}
-    assert "template" in {found.check for found in division.findings}
 
 
 def test_three_rows() -> None:

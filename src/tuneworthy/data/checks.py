@@ -13,6 +13,7 @@ from tuneworthy.data.language import Side, strangers
 from tuneworthy.types import Example
 
 FEW_TRAINING_ROWS = 1000
+FEW_TEST_CLUSTERS = 20
 SHOWN_SOURCES = 20
 
 _MARKERS = re.compile(
@@ -75,21 +76,24 @@ def check_rows(rows: Sequence[Example]) -> list[Finding]:
     return [one for one in found if one is not None]
 
 
-def check_training_size(train: Sequence[Example]) -> list[Finding]:
-    """A warning below 1,000 training rows."""
-    if len(train) >= FEW_TRAINING_ROWS:
-        return []
-    return [
-        Finding(
-            "few-training-rows",
-            "warning",
+def check_splits(train: Sequence[Example], test: Sequence[Example]) -> list[Finding]:
+    """Warnings below 1,000 training rows, and below 20 clusters of test rows."""
+    found = []
+    if len(train) < FEW_TRAINING_ROWS:
+        text = (
             f"{plural(len(train), 'training row')}, fewer than {FEW_TRAINING_ROWS:,}: trained arms "
             "may score low, and differently from one training to the next, only for want of rows; "
-            "'do not fine-tune' then means 'not with this many rows'",
-            (),
-            len(train),
+            "'do not fine-tune' then means 'not with this many rows'"
         )
-    ]
+        found.append(Finding("few-training-rows", "warning", text, (), len(train)))
+    clusters = len({row.cluster for row in test})
+    if clusters < FEW_TEST_CLUSTERS:
+        text = (
+            f"{plural(len(test), 'test row')} in only {plural(clusters, 'cluster')} of one group "
+            "or of nearly equal prompts: they count as few observations, intervals will be wide"
+        )
+        found.append(Finding("few-test-clusters", "warning", text, (), clusters))
+    return found
 
 
 def _contradictions(rows: Sequence[Example]) -> Finding | None:

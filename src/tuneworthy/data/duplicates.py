@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 THRESHOLD = 0.8
 """Two texts of at least this Jaccard similarity are near duplicates."""
@@ -16,23 +17,21 @@ LARGEST_SHARE = 0.2
 _LONG_WORDS = 40
 _HASHES, _BANDS = 120, 20  # misses 0.2 % of the pairs that are exactly at the threshold
 _CONFIRMATIONS_PER_ROW = 50  # bounds the work where thousands of rows are half alike
-_STAGES = ("near duplicates", "what their template leaves", "equal text", "their group alone")
 
 
 @dataclass(frozen=True)
 class Divided:
-    """Rows so alike that they would be one huge cluster, and what they were divided by."""
+    """Texts so alike that they would be one huge cluster, and what they were divided by."""
 
-    rows: tuple[int, ...]
-    by: str
+    positions: tuple[int, ...]
+    by: Literal["what their template leaves", "equal text"]
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """`numbers[i]` is the cluster of text i; `near[i]` that of its near duplicates alone."""
+    """`numbers[i]` is the cluster of text i, counted from 0."""
 
     numbers: list[int]
-    near: list[int]
     divided: list[Divided] = field(default_factory=list)
 
 
@@ -41,68 +40,40 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def near_duplicate_clusters(
-    texts: Sequence[str], groups: Sequence[str | None] | None = None
-) -> Clusters:
-    """Clusters of texts that are near duplicates of each other or share a group.
+def near_duplicate_clusters(texts: Sequence[str]) -> Clusters:
+    """Clusters of texts that are near duplicates of each other, directly or in a chain.
 
     Two texts are near duplicates from a Jaccard similarity of 0.8 of their word 3-shingles, or
     of their character 5-grams where they have fewer than 40 words. Shingles of more than half
     of the texts count for nothing: they are the task's template.
 
-    A cluster of more than 20 % of the texts that is not one group is a template too, and is
-    divided: by near duplicates without the shingles that most of it shares, if it is still too
-    large by equal text, and if there are groups, at last by group alone (then equal texts may
-    stand in two clusters).
+    A cluster of more than 20 % of the texts is a template too. It is divided again, without
+    the shingles that most of it shares; what is still too large is divided by equal text.
     """
-    groups = [None] * len(texts) if groups is None else groups
     plain = [normalise(text) for text in texts]
-    stages = 4 if any(group is not None for group in groups) else 3
     largest = max(LARGEST_SHARE * len(texts), 1)
-
-    def labels(rows: Sequence[int], stage: int) -> Sequence[Hashable]:
-        if stage == 2:
-            return [plain[row] for row in rows]
-        return rows if stage == 3 else _near([plain[row] for row in rows])
-
-    near = labels(range(len(texts)), 0)
     first: dict[int, int] = {}
     divided: list[Divided] = []
 
-    def divide(rows: Sequence[int], stage: int) -> int:
-        """Cluster `rows`, too large parts by the next stage; the last stage that was needed."""
+    def too_large(positions: list[int], labels: Sequence[Hashable]) -> list[list[int]]:
+        """Put the positions into clusters by label; those clusters that are too large."""
         parts = defaultdict(list)
-        joined = connect(labels(rows, stage) if stage else near, [groups[row] for row in rows])
-        for row, number in zip(rows, joined, strict=True):
-            parts[number].append(row)
-        deepest = stage
+        for position, label in zip(positions, labels, strict=True):
+            parts[label].append(position)
         for part in parts.values():
-            one_group = groups[part[0]] is not None and len({groups[row] for row in part}) == 1
-            if len(part) > largest and not one_group and stage + 1 < stages:
-                needed = divide(part, stage + 1)
-                deepest = max(deepest, needed)
-                if stage == 0:
-                    divided.append(Divided(tuple(part), _STAGES[needed]))
-            else:
-                first.update((row, part[0]) for row in part)
-        return deepest
+            first.update((position, part[0]) for position in part)
+        return [part for part in parts.values() if len(part) > largest]
 
-    divide(range(len(texts)), 0)
-    return Clusters(connect([first[row] for row in range(len(texts))]), connect(near), divided)
-
-
-def connect(*labellings: Sequence[Hashable | None]) -> list[int]:
-    """Numbers, from 0, of the sets of positions that share a label in any of the labellings.
-
-    None is no label: it joins nothing.
-    """
-    forest = _Forest(len(labellings[0]))
-    for labels in labellings:
-        first: dict[Hashable, int] = {}
-        for position, label in enumerate(labels):
-            if label is not None:
-                forest.join(first.setdefault(label, position), position)
-    return forest.numbers()
+    for whole in too_large(list(range(len(texts))), _near(plain)):
+        by: Literal["what their template leaves", "equal text"] = "what their template leaves"
+        for part in too_large(whole, _near([plain[i] for i in whole])):
+            by = "equal text"
+            too_large(part, [plain[i] for i in part])
+        if len({first[i] for i in whole}) > 1:
+            divided.append(Divided(tuple(whole), by))
+    number: dict[int, int] = {}
+    numbers = [number.setdefault(first[i], len(number)) for i in range(len(texts))]
+    return Clusters(numbers, divided)
 
 
 def shingles(text: str) -> frozenset[str]:

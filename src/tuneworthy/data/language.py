@@ -13,6 +13,7 @@ Side = Literal["prompt", "completion"]
 
 _LETTERS_NEEDED = 10
 _WORDS_NEEDED = 3
+_WORDS_SHARE = 0.1
 _ROWS_NEEDED = 20
 _USUAL_SHARE = 0.9
 _CHARACTERS_READ = 4000
@@ -24,10 +25,10 @@ _STOP_WORDS = {
     "French": "le les des et est une dans pour que qui sur pas avec au vous nous",
     "Spanish": "el los las y es una para por con del como más pero su está",
     "Italian": "il di che è per una non sono della gli con del nel più anche",
-    "Portuguese": "o os um uma não para com do da em mais foi são ao você",
+    "Portuguese": "um uma não para com das dos mais foi são ao você isso seu pelo",
     "Dutch": "het een van en dat niet zijn op te met voor wordt aan ook deze",
-    "Swedish": "och att det som är en på av för inte med har den till ett",
-    "Polish": "i w nie na się jest do że to z jak co ale przez był",
+    "Swedish": "och att det som är på av för inte med har den till ett jag",
+    "Polish": "nie się jest że jak ale przez był dla oraz czy tego tym które jego",
 }
 _LANGUAGES_OF: dict[str, list[str]] = {}
 for _language, _words in _STOP_WORDS.items():
@@ -68,12 +69,15 @@ def script(text: str) -> str | None:
 
 
 def language(text: str) -> str | None:
-    """The language with the most stop words in the text; None below 3, or if the vote is close."""
+    """The language with the most stop words in the text; None below 3 or 10 % of words, or if close."""
     votes: Counter[str] = Counter()
-    for word in re.findall(r"[^\W\d_]+", text[:_CHARACTERS_READ].lower()):
+    words = re.findall(r"[^\W\d_]+", text[:_CHARACTERS_READ].lower())
+    for word in words:
         votes.update(_LANGUAGES_OF.get(word, ()))
     (first, most), (_, second) = (*votes.most_common(2), ("", 0), ("", 0))[:2]
-    return first if most >= _WORDS_NEEDED and most >= 2 * second else None
+    # Code has words of many languages, but few of them.
+    enough = max(_WORDS_NEEDED, _WORDS_SHARE * len(words))
+    return first if most >= max(enough, 2 * second) else None
 
 
 @cache

@@ -12,7 +12,7 @@ from tuneworthy.config import Project
 from tuneworthy.data.checks import (
     Finding,
     check_rows,
-    check_training_size,
+    check_splits,
     finding,
     plural,
 )
@@ -116,7 +116,7 @@ def prepare(
         *_drop_findings(every),
         *division.findings,
         *check_rows(kept),
-        *check_training_size(division.splits.train),
+        *check_splits(division.splits.train, division.splits.test),
     ]
     return Prepared(
         division.splits,

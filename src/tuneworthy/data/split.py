@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tuneworthy.data.checks import Finding, finding, plural, prompt_key
+from tuneworthy.data.checks import Finding, finding, plural
 from tuneworthy.data.duplicates import Clusters, near_duplicate_clusters
 from tuneworthy.errors import DataError
 from tuneworthy.store import sha256_text
@@ -62,32 +62,39 @@ def split(
     where: str = "data.examples",
     lost: Mapping[str, int] | None = None,
 ) -> Division:
-    """Divide rows with different ids by cluster: near duplicates and one group stay together.
+    """Divide rows with different ids by cluster: no group and no near duplicates straddle.
 
-    Clusters go in the order of a seeded hash of their contents to test, then dev, then train,
-    so that rows added later move few others. By default test gets 20 % of the rows (20 to 200)
-    and dev 10 % (20 to 100). Where test or dev are given rows, rows of the same cluster leave
-    the lesser split: they are leaks. `train` caps the training rows.
+    A row's cluster is its group, or without groups its near duplicates. Clusters go in the
+    order of a seeded hash of their contents to test, then dev, then train, so that rows added
+    later move few others. By default test gets 20 % of the rows (20 to 200) and dev 10 % (20 to
+    100). `train` caps the training rows. A row that has a near duplicate in another split (in
+    another group, or where test or dev are given rows) is a leak and leaves the lesser split;
+    joining whole groups by such rows would leave too few clusters to measure anything.
 
     `where` the rows came from and how many were `lost` before, by reason, are for errors.
     Raises DataError if a split would have fewer than 20 rows.
     """
     sizes = _sizes(len(rows), test, dev, train)
-    pools, clusters = _clustered_pools(rows, test, dev)
+    pools, near = _clustered_pools(rows, test, dev)
     everything = [row for pool in pools.values() for row in pool]
-    dropped = _drop_leaks(pools, lambda row: row.cluster)
+    alike = {row.id: number for row, number in zip(everything, near.numbers, strict=True)}
 
+    def leaks() -> dict[str, Drop]:
+        equal = _drop_leaks(pools, "nearly equals", lambda row: alike[row.id])
+        return equal | _drop_leaks(pools, "is of the group of", lambda row: row.cluster)
+
+    dropped = leaks()
     usable = len(pools["train"])
     needed = sum(sizes.values()) + SMALLEST_SPLIT
     if usable < needed:
-        raise _too_few(where, usable, {**(lost or {}), "leak": len(dropped)}, sizes)
+        leaked = sum(row.id in dropped for row in rows)
+        raise _too_few(where, usable, {**(lost or {}), "leak": leaked}, sizes)
     rest = _by_hash(pools["train"], seed)
     for name, size in sizes.items():
         pools[name] = _take(rest, size)
     pools["train"] = [row for cluster in rest for row in cluster]
     _check_pools(pools, where)
-    # Where clusters had to be broken up to their groups, equal prompts may still straddle.
-    dropped |= _drop_leaks(pools, prompt_key)
+    dropped |= leaks()
     _check_pools(pools, where)
     if train is not None:
         dropped |= _cap(pools, train, seed)
@@ -97,7 +104,7 @@ def split(
     return Division(
         Splits(ordered["train"], ordered["dev"], ordered["test"]),
         dropped,
-        _findings(everything, clusters),
+        _findings(everything, near),
     )
 
 
@@ -151,20 +158,24 @@ def _clustered_pools(rows: Sequence[Example], test: Wanted, dev: Wanted) -> tupl
         "\n".join(turn.content for turn in row.prompt if turn.role != "system")
         for row in everything
     ]
-    clusters = near_duplicate_clusters(texts, [row.group for row in everything])
-    smallest: dict[int, str] = {}
-    for number, row in zip(clusters.numbers, everything, strict=True):
-        smallest[number] = min(smallest.get(number, row.id), row.id)
-    names = iter([f"c{smallest[number].removeprefix('r')}" for number in clusters.numbers])
+    near = near_duplicate_clusters(texts)
+    labels = [
+        number if row.group is None else row.group
+        for number, row in zip(near.numbers, everything, strict=True)
+    ]
+    smallest: dict[int | str, str] = {}
+    for label, row in zip(labels, everything, strict=True):
+        smallest[label] = min(smallest.get(label, row.id), row.id)
+    names = iter([f"c{smallest[label].removeprefix('r')}" for label in labels])
     for name, pool in pools.items():
         pools[name] = [replace(row, cluster=next(names)) for row in pool]
-    return pools, clusters
+    return pools, near
 
 
-def _drop_leaks(pools: _Pools, key: Callable[[Example], str]) -> dict[str, Drop]:
+def _drop_leaks(pools: _Pools, why: str, key: Callable[[Example], Hashable]) -> dict[str, Drop]:
     """Take from dev what test has, and from train what either has, by a key of the row."""
     dropped: dict[str, Drop] = {}
-    held: dict[str, str] = {}
+    held: dict[Hashable, str] = {}
     for name in ("test", "dev", "train"):
         kept = []
         for row in pools[name]:
@@ -172,46 +183,47 @@ def _drop_leaks(pools: _Pools, key: Callable[[Example], str]) -> dict[str, Drop]
             if twin is None:
                 kept.append(row)
             else:
-                dropped[row.id] = Drop("leak", f"near duplicate, or of the group, of {twin}")
+                dropped[row.id] = Drop("leak", f"{why} {twin}")
         held.update((key(row), f"{row.source} ({name})") for row in kept)
         pools[name] = kept
     return dropped
 
 
 def _by_hash(rows: Sequence[Example], seed: int) -> list[list[Example]]:
-    """The clusters, in the order of the smallest hash in each: a row more moves few of them."""
+    """The clusters, in the order of a hash of their names: a row more moves few of them."""
     clusters = defaultdict(list)
     for row in rows:
         clusters[row.cluster].append(row)
-    return sorted(clusters.values(), key=lambda cluster: min(_hash(row, seed) for row in cluster))
+    return [clusters[name] for name in sorted(clusters, key=lambda name: _hash(name, seed))]
 
 
-def _hash(row: Example, seed: int) -> str:
-    return sha256_text(f"{seed}:{row.id}")
+def _hash(name: str, seed: int) -> str:
+    return sha256_text(f"{seed}:{name}")
 
 
 def _take(clusters: list[list[Example]], target: int) -> list[Example]:
     """Remove about `target` rows from the front of the clusters, whole clusters only.
 
-    If none is left that fits, the smallest one is taken as long as a fifth is wanting.
+    Clusters of up to a fifth of the target come first: a few large ones would make a split of
+    many rows and few independent observations. If none is left that fits, the smallest one is
+    taken as long as a fifth is wanting.
     """
     taken: list[Example] = []
-    skipped: list[list[Example]] = []
-    while clusters and len(taken) < target:
-        cluster = clusters.pop(0)
-        if len(taken) + len(cluster) <= OVERSHOOT * target:
-            taken += cluster
-        else:
-            skipped.append(cluster)
-    clusters[:0] = skipped
+    for largest in (target / 5, target * OVERSHOOT):
+        for cluster in list(clusters):
+            room = target * OVERSHOOT - len(taken)
+            if len(taken) < target and len(cluster) <= min(largest, room):
+                taken += cluster
+                clusters.remove(cluster)
     if clusters and len(taken) < max(target * 0.8, SMALLEST_SPLIT):
-        smallest = min(range(len(clusters)), key=lambda i: len(clusters[i]))
-        taken += clusters.pop(smallest)
+        smallest = min(clusters, key=len)
+        clusters.remove(smallest)
+        taken += smallest
     return taken
 
 
 def _cap(pools: _Pools, most: int, seed: int) -> dict[str, Drop]:
-    by_hash = sorted(pools["train"], key=lambda row: _hash(row, seed))
+    by_hash = sorted(pools["train"], key=lambda row: _hash(row.id, seed))
     pools["train"] = by_hash[:most]
     return {row.id: Drop("not-needed", f"data.train is {most:,}") for row in by_hash[most:]}
 
@@ -250,24 +262,24 @@ def _check_pools(pools: _Pools, where: str) -> None:
         )
 
 
-def _findings(rows: Sequence[Example], clusters: Clusters) -> list[Finding]:
+def _findings(rows: Sequence[Example], near: Clusters) -> list[Finding]:
     found = []
     copies = defaultdict(list)
-    for number, row in zip(clusters.near, rows, strict=True):
+    for number, row in zip(near.numbers, rows, strict=True):
         copies[number].append(row.source)
     alike = [sources for sources in copies.values() if len(sources) > 1]
     if alike:
         sources = [source for one in alike for source in one]
         text = (
             f"{plural(len(sources), 'row')} in {plural(len(alike), 'set')} of nearly equal "
-            "prompts: each set stays in one split and counts as one observation"
+            "prompts: no set straddles a split"
         )
         found.append(finding("near-duplicates", "info", text, sources))
-    for part in clusters.divided:
+    for part in near.divided:
         text = (
-            f"{plural(len(part.rows), 'row')} of {len(rows):,} have prompts so alike that they "
+            f"{plural(len(part.positions), 'row')} of {len(rows):,} have prompts so alike that they "
             f"would be one cluster: taken for a template and divided by {part.by}"
         )
-        sources = [rows[position].source for position in part.rows]
+        sources = [rows[position].source for position in part.positions]
         found.append(finding("template", "info", text, sources))
     return found
