@@ -1,0 +1,75 @@
+"""The command line: a thin layer over the workflows, one file a verb."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from tuneworthy.cli import (
+    check,
+    decide,
+    doctor,
+    evaluate,
+    example,
+    init,
+    models,
+    plan,
+    report,
+    train,
+)
+
+app = typer.Typer(
+    name="tuneworthy",
+    help="Should you fine-tune? An answer by measurement: prompting, examples in context, "
+    "retrieval and training on one sealed test set.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+VERBS: dict[str, Callable[..., None]] = {
+    "init": init.init,
+    "example": example.example,
+    "check": check.check,
+    "plan": plan.plan,
+    "decide": decide.decide,
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "report": report.report,
+    "models": models.models,
+    "doctor": doctor.doctor,
+}
+for _name, _verb in VERBS.items():
+    app.command(_name)(_verb)
+
+
+def main() -> None:
+    """Run the command line. Exit codes as in the contract, section 4."""
+    from tuneworthy.errors import TuneworthyError
+
+    try:
+        # Set before torch or tokenizers are imported: no phone calls, no thread warnings.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except TuneworthyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; the same command continues from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe has left: nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error
+            error.show()
+            sys.exit(2)
+        raise

@@ -1,0 +1,5 @@
+"""`python -m tuneworthy`."""
+
+from tuneworthy.cli import main
+
+main()

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneworthy.cli import options, screen
+
+
+def decide(
+    project: options.ProjectArgument = Path(),
+    base: options.BaseOption = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Only these arms, as --arms zero-shot,lora.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time limit: 90s, 30m, 4h or none.")] = None,
+    settings: options.SetOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew even if a run can be continued.")
+    ] = False,
+    require: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Exit with 3 unless this arm is adopted.")
+    ] = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Measure every arm on the same sealed rows and say what to do.
+
+    Continues an interrupted run. Example: tuneworthy decide demo/home-commands --budget 30m
+    """
+    loaded = options.load(
+        project, settings, base=base, budget=budget, arms=arms.split(",") if arms else None
+    )
+    from tuneworthy import store
+    from tuneworthy.errors import GateClosed
+    from tuneworthy.workflows import deciding
+
+    with screen.Screen() as talk:
+        run = deciding.decide(loaded, listener=talk, fresh=fresh)
+    decision = store.read_json(run.decision)
+    if json:
+        screen.print_json(decision)
+    else:
+        show(decision, str(run.report))
+    if require and (decision["verdict"], decision["arm"]) != ("adopt", require):
+        raise GateClosed(
+            f"the verdict is {decision['verdict']} {decision['arm'] or ''}, not adopt {require}",
+            hint=f"read why in {run.report}",
+        )
+
+
+def show(decision: dict[str, object], report: str) -> None:
+    """The verdict table on stdout."""
+    from tuneworthy.report import text
+
+    screen.out.print(text.arms_table(decision))
+    screen.out.print(text.verdict_text(decision, report), crop=False)

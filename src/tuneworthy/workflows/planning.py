@@ -1,0 +1,157 @@
+"""`plan`: what each arm would take, from a short probe on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tuneworthy.arms import ARMS, Arm, Kitchen
+from tuneworthy.arms.base import Task
+from tuneworthy.arms.few_shot import choose
+from tuneworthy.arms.recipe import Examples, FittedRecipe, Recipe
+from tuneworthy.arms.training import EPOCHS, SWEEP_ROWS
+from tuneworthy.config import Project
+from tuneworthy.data import ledger
+from tuneworthy.data.formats import read_rows
+from tuneworthy.decision import cost
+from tuneworthy.engine import open_embedder, open_engine
+from tuneworthy.evaluation import metrics
+from tuneworthy.types import Decoding, TrainingSettings
+from tuneworthy.workflows.measure import PeakMemory
+from tuneworthy.workflows.session import Listener, longest_answer
+
+PROBE_ROWS = 16
+ASSUMED_DISAGREEMENT = 0.25
+"""Share of rows on which two arms differ, where nothing is known yet."""
+
+
+def plan(project: Project, *, listener: Listener | None = None) -> dict[str, Any]:
+    """Seconds, memory and dollars an arm; every figure is an estimate. Opens no seal.
+
+    Answers a few dev rows with a short and a long prompt and trains a step or two in a temporary
+    folder, then multiplies.
+    """
+    began = time.monotonic()
+    say = lambda text: listener({"kind": "note", "text": text}) if listener else None  # noqa: E731
+    read_rows(project)
+    engine = open_engine(project.base, project.folder, say)
+    prepared = ledger.prepare(
+        project, lambda e: engine.count(e.prompt, e.completion), engine.base.context_length
+    )
+    rows = prepared.rows
+    metric = metrics.resolve(project.metric, [e.completion for e in rows.train], project.folder)
+    decoding = Decoding(max_tokens=longest_answer(engine, (*rows.train, *rows.dev)))
+    kitchen = Kitchen(
+        engine=engine,
+        decoding=decoding,
+        train=rows.train,
+        embedder=lambda: open_embedder(project.base, say),
+        search=None,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        task = Task(
+            project=project,
+            kitchen=kitchen,
+            train=rows.train,
+            dev=rows.dev,
+            metric=metric,
+            folder=Path(temporary),
+            report=lambda kind, fields: None,
+        )
+        estimates = [_estimate(arm, task, len(rows.test), say) for arm in _wanted(project)]
+    counted = [e for e in estimates if not e["reason"]]
+    n = len(rows.test)
+    difference = 2.8 * (ASSUMED_DISAGREEMENT / n) ** 0.5
+    return {
+        "task": project.task,
+        "arms": estimates,
+        "seconds_estimate": sum(e["seconds_estimate"] for e in counted),
+        "usd_estimate": sum(e["usd_estimate"] for e in counted),
+        "probe_seconds": time.monotonic() - began,
+        "smallest_detectable_difference_estimate": difference,
+        "power": f"With {n} test rows a difference of about {difference:.2f} can be told apart "
+        "(estimate: 80 % power, two arms that disagree on a quarter of the rows).",
+    }
+
+
+def _wanted(project: Project) -> list[Arm]:
+    return [a for name, a in ARMS.items() if project.arms == "auto" or name in project.arms]
+
+
+def _estimate(arm: Arm, task: Task, test_rows: int, say: Any) -> dict[str, Any]:
+    engine, prices = task.kitchen.engine, task.project.prices
+    documents = task.project.data.documents
+    reason = arm.why_not(task) if not (arm.name == "rag" and documents) else None
+    if reason:
+        return {"arm": arm.name, "reason": reason}
+    say(f"probing {arm.name}")
+    probe = task.dev[:PROBE_ROWS]
+    recipe, dev_rounds = _recipe(arm, task)
+    with PeakMemory() as memory:
+        start = time.monotonic()
+        FittedRecipe(recipe, task.kitchen).answer([example.prompt for example in probe])
+        per_row = (time.monotonic() - start) / len(probe)
+        training = _training_seconds(arm, task) if arm.trained else 0.0
+    if arm.name == "linear":
+        per_row = 0.01
+    seconds = per_row * (test_rows + dev_rounds * len(task.dev)) + training
+    how = f"{per_row:.2f} s a row"
+    if arm.trained:
+        how += f", {training:.0f} s of training"
+    return {
+        "arm": arm.name,
+        "reason": None,
+        "seconds_estimate": seconds,
+        "memory_bytes_estimate": memory.bytes,
+        "usd_estimate": cost.fit_usd(seconds, prices),
+        "usd_per_1k_requests_estimate": cost.usd_per_1k_requests(per_row, 0.0, 0.0, prices)
+        if engine.base.trainable
+        else _token_usd(task, recipe),
+        "how": how,
+    }
+
+
+def _recipe(arm: Arm, task: Task) -> tuple[Recipe, int]:
+    """A stand-in for what the arm will choose, and how many times it answers the dev rows."""
+    if arm.name == "few-shot":
+        chosen: Examples = choose(task, "random", task.project.few_shot.k)
+        return Recipe(system=task.system, examples=chosen), 3
+    if arm.name == "rag":
+        # Passages are about as long as examples; the index is built when it is needed.
+        return Recipe(system=task.system, examples=choose(task, "random", 6)), 4
+    if arm.name == "system-prompt":
+        return Recipe(system=task.system or "Answer."), 3
+    return Recipe(), 0
+
+
+def _training_seconds(arm: Arm, task: Task) -> float:
+    """From two small batches: seconds a row, times the rows of the sweep and of all epochs."""
+    given = task.project.full if arm.name == "full" else task.project.lora
+    settings = TrainingSettings(
+        method="full" if arm.name == "full" else task.project.lora.method,
+        learning_rate=1e-5,
+        epochs=1.0,
+        rank=task.project.lora.rank,
+        evaluations_per_epoch=1,
+    )
+    pairs = [(e.prompt, e.completion) for e in task.train[:PROBE_ROWS]]
+    dev = [(e.prompt, e.completion) for e in task.dev[:4]]
+    result = task.kitchen.engine.train(
+        pairs, dev, replace(settings), task.folder / "probe", report=lambda k, f: None
+    )
+    per_row = result.seconds / max(1, len(pairs))
+    epochs = EPOCHS if given.epochs == "auto" else given.epochs
+    sweep = 3 * min(SWEEP_ROWS, len(task.train)) if given.learning_rate == "auto" else 0
+    # Evaluating a dev row costs about a third of training on one.
+    evaluations = (2 * epochs + 1 + (6 if sweep else 0)) * len(task.dev) / 3
+    return per_row * (epochs * len(task.train) + sweep + evaluations)
+
+
+def _token_usd(task: Task, recipe: Recipe) -> float:
+    prompts = FittedRecipe(recipe, task.kitchen).prompts([e.prompt for e in task.dev[:PROBE_ROWS]])
+    tokens = sum(task.kitchen.engine.count(prompt) for prompt in prompts) / len(prompts)
+    said = task.kitchen.decoding.max_tokens / 2
+    return cost.usd_per_1k_requests(0.0, tokens, said, task.project.prices)

@@ -1,0 +1,293 @@
+"""A run, opened: rows split and sealed, the base model loaded, the folder ready or found again."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+import tuneworthy
+from tuneworthy import store
+from tuneworthy.arms import ARMS, Arm, Kitchen, Task
+from tuneworthy.config import Project
+from tuneworthy.data import ledger
+from tuneworthy.data.formats import read_rows
+from tuneworthy.data.seal import Seal, earlier_openings
+from tuneworthy.data.split import Splits
+from tuneworthy.engine import open_embedder, open_engine
+from tuneworthy.errors import ChatTemplateError
+from tuneworthy.evaluation import metrics
+from tuneworthy.store import Journal, RunFolder
+from tuneworthy.types import Base, Decoding, Embedder, Engine, Example, Metric
+
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "lancedb", "datasets")
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Session:
+    """Everything a workflow needs; made by `open_session`."""
+
+    project: Project
+    folder: RunFolder
+    engine: Engine
+    rows: Splits
+    metric: Metric
+    decoding: Decoding
+    journal: Journal
+    seal: Seal
+    resumed: bool
+    started: float = field(default_factory=time.monotonic)
+    spent_before: float = 0.0
+    """Seconds that earlier processes of the same run worked."""
+
+    @property
+    def deadline(self) -> float | None:
+        """`time.monotonic()` at which the project's budget is used up."""
+        if self.project.budget is None:
+            return None
+        return self.started + self.project.budget - self.spent_before
+
+    def say(self, text: str) -> None:
+        self.journal("note", {"text": text})
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return open_embedder(self.project.base, self.say)
+
+    @cached_property
+    def kitchen(self) -> Kitchen:
+        return Kitchen(
+            engine=self.engine,
+            decoding=self.decoding,
+            train=self.rows.train,
+            embedder=lambda: self._embedder,
+            search=_index(self) if self.project.data.documents else None,
+        )
+
+    def task(self, arm: str, deadline: float | None = None) -> Task:
+        """What an arm's fit may see: no test row."""
+        return Task(
+            project=self.project,
+            kitchen=self.kitchen,
+            train=self.rows.train,
+            dev=self.rows.dev,
+            metric=self.metric,
+            folder=self.folder.arm(arm),
+            report=self.journal,
+            fitted={name: r for name in ARMS if (r := self.fit_record(name)) is not None},
+            deadline=deadline,
+        )
+
+    def fit_record(self, arm: str) -> dict[str, Any] | None:
+        """An arm's fit.json, or None before it is fitted."""
+        path = self.folder.fit(arm)
+        return store.read_json(path) if path.exists() else None
+
+    def asked_for(self) -> list[Arm]:
+        """The arms of the project file, cheapest first; all of them for `auto`."""
+        wanted = ARMS if self.project.arms == "auto" else self.project.arms
+        return [arm for name, arm in ARMS.items() if name in wanted]
+
+
+def open_session(
+    project: Project, *, listener: Listener | None = None, fresh: bool = False
+) -> Session:
+    """Read and check the rows, load the base model, and open a run folder.
+
+    Continues the newest unfinished run with the same settings, rows and base unless `fresh`.
+    Raises before anything is written if rows, settings or base cannot be used.
+    """
+    journal = Journal()
+    if listener:
+        journal.listeners.append(listener)
+
+    def say(text: str) -> None:
+        journal("note", {"text": text})
+
+    raw = read_rows(project)  # broken rows are said at once, before a model is fetched
+    say(f"{len(raw):,} rows read; loading {project.base}")
+    engine = open_engine(project.base, project.folder, say)
+    prepared = ledger.prepare(
+        project, lambda e: engine.count(e.prompt, e.completion), engine.base.context_length
+    )
+    rows = prepared.rows
+    for example in (*rows.train, *rows.dev, *rows.test):
+        check_pair(engine, example)
+    completions = [example.completion for example in (*rows.train, *rows.dev)]
+    metric = metrics.resolve(project.metric, completions, project.folder)
+    decoding = Decoding(max_tokens=longest_answer(engine, (*rows.train, *rows.dev)))
+
+    settings = _settings(project, engine.base, metric, decoding)
+    # The budget says when to stop, not what to do: a run continues under another one.
+    identity = {name: s["value"] for name, s in settings.items() if name != "budget"}
+    digest = store.sha256_json([identity, prepared.sha256, engine.base.sha256])
+    folder = None if fresh else _unfinished(project, digest)
+    resumed = folder is not None
+    if folder is None:
+        folder = store.new_run(project.folder, project.task, digest)
+        ledger.write_rows(folder.rows, rows)
+        store.write_jsonl(folder.ledger, prepared.ledger)
+        findings = [asdict(finding) for finding in prepared.findings]
+        store.write_json(folder.checks, {"findings": findings})
+        earlier = earlier_openings(project.folder, prepared.test_sha256)
+        Seal.create(folder.seal, rows.test, earlier)
+        # Last: a folder without config.json is no run.
+        config = _config(project, engine.base, metric, rows, prepared.sha256, digest, settings)
+        store.write_json(folder.config, config)
+    journal.path = folder.events
+    session = Session(
+        project=project,
+        folder=folder,
+        engine=engine,
+        rows=rows,
+        metric=metric,
+        decoding=decoding,
+        journal=journal,
+        seal=Seal(folder.seal),
+        resumed=resumed,
+        spent_before=_spent(folder) if resumed else 0.0,
+    )
+    journal(
+        "run",
+        {
+            "folder": str(folder.path),
+            "resumed": resumed,
+            "base": engine.base.name,
+            "metric": metric.name,
+            "rows": {"train": len(rows.train), "dev": len(rows.dev), "test": len(rows.test)},
+            "findings": [f for f in map(asdict, prepared.findings) if f["severity"] == "warning"],
+        },
+    )
+    return session
+
+
+def check_pair(engine: Engine, example: Example) -> None:
+    """Raises ChatTemplateError with the row's place."""
+    try:
+        engine.check_pair(example.prompt, example.completion)
+    except ChatTemplateError as error:
+        error.where = example.source
+        raise
+
+
+def longest_answer(engine: Engine, rows: Sequence[Example]) -> int:
+    """Tokens that every arm may say: the 99th percentile of the completions, end included."""
+    lengths = [engine.count(e.prompt, e.completion) - engine.count(e.prompt) for e in rows]
+    return max(4, int(np.ceil(np.percentile(lengths, 99))))
+
+
+def _index(session: Session) -> Any:
+    """The documents, chunked and indexed once per content."""
+    from tuneworthy.retrieval.chunk import chunk
+    from tuneworthy.retrieval.index import Index
+    from tuneworthy.retrieval.load import load_documents
+
+    project = session.project
+    assert project.data.documents is not None
+    documents = load_documents(project.folder / project.data.documents)
+    passages = chunk(documents)
+    session.say(f"{len(documents):,} documents, {len(passages):,} passages")
+    # Of the project, not of the run: the next run finds it ready.
+    return Index.build(passages, session._embedder, project.folder / "runs" / ".index")
+
+
+def _settings(
+    project: Project, base: Base, metric: Metric, decoding: Decoding
+) -> dict[str, dict[str, Any]]:
+    """Every setting with its origin; what `auto` became is a detected one."""
+    settings = project.resolved()
+    detected = {
+        "metric": metric.name,
+        "decoding.max_tokens": decoding.max_tokens,
+        "decoding.temperature": decoding.temperature,
+        **{f"base.{key}": value for key, value in base.details.items() if key != "threads"},
+    }
+    for name, value in detected.items():
+        if name in settings and settings[name]["value"] != "auto":
+            continue
+        # Measured speeds differ from run to run; they describe, they do not decide.
+        if name != "base.number_format_why":
+            settings[name] = {"value": value, "origin": "detected"}
+    return settings
+
+
+def _config(
+    project: Project,
+    base: Base,
+    metric: Metric,
+    rows: Splits,
+    data_sha256: str,
+    digest: str,
+    settings: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "task": project.task,
+        "digest": digest,
+        "created": store.now(),
+        "tuneworthy": tuneworthy.__version__,
+        "command": f"tuneworthy decide {project.folder}",
+        "settings": settings,
+        "base": asdict(base),
+        "metric": {"name": metric.name, "why": metric.why, "graded": metric.graded},
+        "data": {
+            "sha256": data_sha256,
+            "rows": {"train": len(rows.train), "dev": len(rows.dev), "test": len(rows.test)},
+        },
+        "machine": machine(),
+        "packages": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is, without anything that names its owner."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _unfinished(project: Project, digest: str) -> RunFolder | None:
+    for run in reversed(store.runs(project.folder)):
+        if store.read_json(run.config)["digest"] == digest and not run.decision.exists():
+            return run
+    return None
+
+
+def find_finished(project: Project) -> RunFolder | None:
+    """The newest run of the project that has a decision."""
+    finished = [run for run in store.runs(project.folder) if run.decision.exists()]
+    return finished[-1] if finished else None
+
+
+def _spent(folder: RunFolder) -> float:
+    """Seconds already worked on the arms that are done."""
+    seconds = 0.0
+    for arm in folder.arms:
+        for path in (folder.fit(arm), folder.measured(arm)):
+            if path.exists():
+                seconds += store.read_json(path)["seconds"]
+    return seconds
