@@ -95,7 +95,8 @@ def test_removing_a_run_does_not_remove_its_openings(project_folder: Path) -> No
     digest = sha256_rows(ROWS)
     second = run(project_folder, "t-2")
     Seal.create(second.seal, ROWS, earlier_openings(project_folder, digest))
-    assert len(earlier_openings(project_folder, digest)) == 1
+    first.measured("few-shot").unlink()
+    assert [o["results"] for o in earlier_openings(project_folder, digest)] == [True]
     first.config.unlink()
     assert [o["results"] for o in earlier_openings(project_folder, digest)] == [True]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tuneworthy.data.split import Division, Splits, split
 from tuneworthy.errors import DataError
-from tuneworthy.types import Example
+from tuneworthy.types import Example, Message
 
 from .rows import example, words
 
@@ -122,15 +122,20 @@ def test_rows_of_one_cluster_carry_its_name() -> None:
     assert len(set(names.values())) == 50
 
 
-def test_one_system_prompt_for_all_does_not_make_rows_alike() -> None:
-    from tuneworthy.types import Message
-
+def test_a_few_long_system_prompts_do_not_make_rows_alike() -> None:
+    systems = [" ".join(words(1000 + 50 * kind + n) for n in range(40)) for kind in range(9)]
     some = [
-        replace(r, prompt=(Message("system", f"v{n % 9} " + "be brief " * 99), *r.prompt))
-        for n, r in enumerate(rows(100))
+        replace(row, prompt=(Message("system", systems[n % 9]), *row.prompt))
+        for n, row in enumerate(rows(100))
     ]
     division = split(some)
     assert len({row.cluster for _, part in division.splits.items() for row in part}) == 100
+
+
+def test_clusters_end_before_they_overshoot_by_a_fifth() -> None:
+    for seed in range(10):
+        test = split(rows(260, lambda n: f"g{n // 13}"), test=30, dev=26, seed=seed).splits.test
+        assert len(test) == 26
 
 
 def test_a_cluster_that_would_overshoot_is_passed_over() -> None:
