@@ -1,0 +1,40 @@
+# Two commands are enough: `make demo` and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint docs bench clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than 3.11" >&2; \
+		     echo "hint: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned set (about 2.5 GB, a few minutes)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@test -f demo/home-commands/tuneworthy.yaml \
+		|| $(BIN)/tuneworthy example home-commands demo/home-commands
+	$(BIN)/tuneworthy decide demo/home-commands
+
+test: $(INSTALLED)
+	$(BIN)/tuneworthy models --fetch smollm2-135m-instruct
+	$(BIN)/pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/build.py
+
+bench: $(INSTALLED)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo
