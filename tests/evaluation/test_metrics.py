@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 
 from tuneworthy.errors import MetricError
-from tuneworthy.evaluation.metrics import METRICS, label_table, resolve, summary
+from tuneworthy.evaluation.metrics import (
+    METRICS,
+    label_table,
+    reads_references,
+    resolve,
+    summary,
+)
 from tuneworthy.evaluation.metrics.accuracy import accuracy
 from tuneworthy.evaluation.metrics.json_object import JsonObject
 from tuneworthy.types import Metric
@@ -294,6 +300,15 @@ def test_auto_says_what_it_saw(completions: list[str], name: str, why: str) -> N
     chosen = metric("auto", completions)
     assert chosen.name == name
     assert why in chosen.why
+
+
+def test_which_metrics_read_references(tmp_path: Path) -> None:
+    judges = every_metric(tmp_path)
+    blind = [m.name for m in judges if not reads_references(m, LABELS + OBJECTS)]
+    assert blind == ["regex:(?s).*"]
+    assert reads_references(metric("exact"), ["same"] * 30)
+    code = "def score(answer, reference):\n    return len(answer) < 9\n"
+    assert not reads_references(own(tmp_path, code), LABELS)
 
 
 def test_no_completions_is_an_error() -> None:

@@ -20,7 +20,7 @@ from tuneworthy.evaluation.metrics.rouge_l import RougeL
 from tuneworthy.evaluation.metrics.words import normalised
 from tuneworthy.types import Metric
 
-__all__ = ["METRICS", "LabelRow", "label_table", "resolve", "summary"]
+__all__ = ["METRICS", "LabelRow", "label_table", "reads_references", "resolve", "summary"]
 
 Maker = Callable[[str, Sequence[str], str, Path], Metric]
 """Takes what follows the name's colon, the completions, the reason, the project's folder."""
@@ -37,6 +37,8 @@ METRICS: dict[str, Maker] = {
 
 _ARGUMENTS = {"regex": r"regex:\d+", "python": "python:metric.py:score"}
 """Metrics that need something after the colon, with an example."""
+
+_PROBES = 20
 
 
 def resolve(name: str, completions: Sequence[str], folder: Path) -> Metric:
@@ -70,6 +72,22 @@ def resolve(name: str, completions: Sequence[str], folder: Path) -> Metric:
             f"metric '{name}': {kind} {what}", where="metric", hint=f"such as metric: {example}"
         )
     return METRICS[kind](argument, completions, "named in the project file", folder)
+
+
+def reads_references(metric: Metric, completions: Sequence[str]) -> bool:
+    """Whether the metric looks at the reference; False for one that judges form alone.
+
+    It does not, if completions taken as answers score the same against one another as against
+    themselves. True where fewer than two differ. Raises MetricError as the metric does.
+    """
+    different = list(dict.fromkeys(completions))[:_PROBES]
+    if len(different) < 2:
+        return True
+    return any(
+        metric.score(answer, other) != metric.score(answer, answer)
+        for answer in different
+        for other in different
+    )
 
 
 def summary(metric: Metric, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""What a verdict is made of and how it is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneworthy.decision.evidence import ArmEvidence
+from tuneworthy.evaluation.statistics import Difference, Interval
+
+Verdict = Literal["adopt", "collect-data", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the project asks of a verdict, beside the arms themselves."""
+
+    task: str
+    base_name: str
+    base_sha256: str
+    metric: str
+    margin: float
+    requests_per_month: int
+    train_rows: int
+    rows_kept: int
+    """Rows of all three splits."""
+    reads_references: bool = True
+    """False if the metric judges form alone; see `evaluation.metrics.reads_references`."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """One arm judged. `delta` is against the best untrained arm, None for that arm itself."""
+
+    evidence: ArmEvidence
+    score: float | None
+    interval: Interval | None
+    answers: Difference | None
+    delta: Difference | None
+    p_holm: float | None
+    month_usd: float
+
+    @property
+    def name(self) -> str:
+        return self.evidence.name
+
+    @property
+    def trained(self) -> bool:
+        return self.evidence.trained
+
+    def to_json(self) -> dict[str, Any]:
+        delta = _difference_json(self.delta)
+        return {
+            "arm": self.name,
+            "trained": self.trained,
+            "score": self.score,
+            "interval": _ends(self.interval),
+            "n": len(self.evidence.scored),
+            "failures": self.evidence.failures,
+            "unparsed": sum(
+                not parsed and score is not None
+                for parsed, score in zip(self.evidence.parsed, self.evidence.scores)
+            ),
+            "chance": self.evidence.chance_mean,
+            "answers_the_prompt": _difference_json(self.answers),
+            "delta_vs_best_untrained": delta and {**delta, "p_holm": self.p_holm},
+            "cost": self.evidence.cost_json(),
+            "memory_peak_bytes": self.evidence.memory_peak_bytes,
+            "fit": None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict and all it rests on. `arm` is None only where there is none to recommend."""
+
+    terms: Terms
+    verdict: Verdict
+    arm: str | None
+    fine_tune: bool
+    because: tuple[str, ...]
+    arms: tuple[ArmResult, ...]
+    """Best score first."""
+    best_untrained: str | None
+    not_measured: tuple[tuple[str, str], ...]
+    smallest_detectable_difference: float | None
+    break_even_requests: int | None
+    rows_needed: int | None
+    spent: dict[str, Any]
+    seal: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """decision.json, version 1."""
+        terms = self.terms
+        return {
+            "version": 1,
+            "task": terms.task,
+            "base": {"name": terms.base_name, "sha256": terms.base_sha256},
+            "metric": terms.metric,
+            "margin": terms.margin,
+            "requests_per_month": terms.requests_per_month,
+            "verdict": self.verdict,
+            "arm": self.arm,
+            "fine_tune": self.fine_tune,
+            "because": list(self.because),
+            "arms": [arm.to_json() for arm in self.arms],
+            "best_untrained": self.best_untrained,
+            "not_measured": [{"arm": arm, "reason": why} for arm, why in self.not_measured],
+            "smallest_detectable_difference": self.smallest_detectable_difference,
+            "rows_needed": self.rows_needed,
+            "break_even_requests": self.break_even_requests,
+            "diagnosis": None,
+            "forecast": [],
+            "debt": None,
+            "spent": self.spent,
+            "seal": self.seal,
+        }
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return [interval.low, interval.high] if interval else None
+
+
+def _difference_json(difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    return {
+        "value": difference.value,
+        "interval": [difference.low, difference.high],
+        "p": difference.p,
+    }

@@ -1,0 +1,300 @@
+"""The verdict: a pure function of what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tuneworthy.decision import reasons
+from tuneworthy.decision.cost import break_even_requests, month_usd
+from tuneworthy.decision.evidence import ArmEvidence
+from tuneworthy.decision.records import ArmResult, Decision, Terms, Verdict
+from tuneworthy.evaluation.statistics import (
+    ALPHA,
+    holm,
+    rows_needed,
+    smallest_detectable_difference,
+)
+
+USELESS = 0.10
+"""Below this score, interval and all, the best arm does not do the task."""
+SMALL_TRAINING_SET = 200
+TEST_SHARE = 0.5
+"""The part of all rows that a test set may take before more rows must be collected."""
+
+
+def decide(
+    arms: Sequence[ArmEvidence],
+    terms: Terms,
+    *,
+    not_measured: Sequence[tuple[str, str]] = (),
+    spent: dict[str, Any],
+    seal: dict[str, Any],
+) -> Decision:
+    """Which arm to use, and whether that is a fine-tuned one. Does not depend on the arms' order.
+
+    The paired difference of every arm to the best untrained one is corrected by Holm's method
+    for their number. In this order:
+
+    1. No arm's interval reaches above 0.10: collect-data; the task is not being done.
+    2. A trained arm is better (p_holm < 0.05, and a gain above the margin is possible) and its
+       answers depend on their prompts: adopt the cheapest of the arms shown to be at most the
+       margin worse than the best one, by the cost of fitting and of one month's requests.
+    3. Trained arms are better but their answers hardly depend on their prompts: collect-data.
+    4. Every trained arm is shown to gain at most the margin, or none was measured: adopt the
+       cheapest untrained arm near the best untrained one.
+    5. Otherwise these rows cannot tell: inconclusive if there are rows to enlarge the test set
+       with, else collect-data. `arm` is what to use meanwhile.
+
+    Raises ValueError if two arms have one name.
+    """
+    if len({arm.name for arm in arms}) != len(arms):
+        raise ValueError(f"arms of one name: {sorted(arm.name for arm in arms)}")
+    return _Court(arms, terms, tuple(not_measured)).decide(spent, seal)
+
+
+class _Court:
+    """One sitting: the evidence, and what was worked out from it so far."""
+
+    def __init__(
+        self, arms: Sequence[ArmEvidence], terms: Terms, not_measured: tuple[tuple[str, str], ...]
+    ) -> None:
+        self.terms = terms
+        self.not_measured = not_measured
+        self.results = self._judge(arms)
+        self.measured = [arm for arm in self.results if arm.score is not None]
+        self.untrained = [arm for arm in self.measured if not arm.trained]
+        self.trained = [arm for arm in self.measured if arm.trained]
+        self.because: list[str] = []
+        self.needed: int | None = None
+
+    def _judge(self, arms: Sequence[ArmEvidence]) -> list[ArmResult]:
+        terms, seed = self.terms, self.terms.seed
+
+        def month(arm: ArmEvidence) -> float:
+            return month_usd(arm.fit_usd, arm.usd_per_1k_requests, terms.requests_per_month)
+
+        ranked = sorted(arms, key=lambda arm: (-(arm.score or 0.0), month(arm), arm.name))
+        best = next((a for a in ranked if not a.trained and a.score is not None), None)
+        deltas = {
+            arm.name: arm.against(best, seed)
+            for arm in ranked
+            if best is not None and arm is not best
+        }
+        known = {name: delta for name, delta in deltas.items() if delta is not None}
+        corrected = dict(zip(known, holm([delta.p for delta in known.values()])))
+        self.best_untrained = best.name if best else None
+        self.comparisons = len(known)
+        return [
+            ArmResult(
+                evidence=arm,
+                score=arm.score,
+                interval=arm.interval(seed),
+                answers=arm.answers_the_prompt(seed) if terms.reads_references else None,
+                delta=known.get(arm.name),
+                p_holm=corrected.get(arm.name),
+                month_usd=month(arm),
+            )
+            for arm in ranked
+        ]
+
+    def decide(self, spent: dict[str, Any], seal: dict[str, Any]) -> Decision:
+        verdict, chosen = self._verdict()
+        rival = self._rival()
+        detectable = None
+        if rival and rival.delta:
+            detectable = smallest_detectable_difference(rival.delta)
+        paid_back = self._add_context(verdict, chosen, rival, detectable)
+        return Decision(
+            terms=self.terms,
+            verdict=verdict,
+            arm=chosen.name if chosen else None,
+            fine_tune=verdict == "adopt" and chosen is not None and chosen.trained,
+            because=tuple(self.because),
+            arms=tuple(self.results),
+            best_untrained=self.best_untrained,
+            not_measured=self.not_measured,
+            smallest_detectable_difference=detectable,
+            break_even_requests=paid_back,
+            rows_needed=self.needed,
+            spent=spent,
+            seal=seal,
+        )
+
+    def _verdict(self) -> tuple[Verdict, ArmResult | None]:
+        if not self.untrained:
+            self.because.append(reasons.no_baseline(len(self.measured)))
+            return "inconclusive", None
+        best = self.measured[0]
+        if best.score is not None and best.interval and best.interval.high < USELESS:
+            self.because.append(reasons.nothing_works(best.name, best.score, best.interval))
+            return "collect-data", self._cheapest(self.untrained)[0]
+        better = [arm for arm in self.trained if self._is_better(arm)]
+        adoptable = [arm for arm in better if self._may_be_adopted(arm)]
+        if adoptable:
+            return "adopt", self._adopt_near_best(adoptable)
+        if better:
+            self._say_not_answering(better)
+            return "collect-data", self._cheapest(self.untrained)[0]
+        undecided = [
+            arm for arm in self.trained if arm.delta is None or arm.delta.high > self.terms.margin
+        ]
+        if undecided:
+            return self._ask_for_rows(undecided[0]), self._cheapest(self.untrained)[0]
+        if not self.trained:
+            self.because.append(reasons.no_trained_arm(self.not_measured))
+        for arm in self.trained:
+            if arm.delta:
+                self.because.append(
+                    reasons.not_better(
+                        arm.name, self.untrained[0].name, arm.delta, self.terms.margin
+                    )
+                )
+        return "adopt", self._adopt(self.untrained)
+
+    def _is_better(self, arm: ArmResult) -> bool:
+        return (
+            arm.delta is not None
+            and arm.p_holm is not None
+            and arm.p_holm < ALPHA
+            and arm.delta.value > 0
+            and arm.delta.high > self.terms.margin
+        )
+
+    def _may_be_adopted(self, arm: ArmResult) -> bool:
+        """Whether a trained arm's answers depend on their prompts, as far as the metric can see."""
+        return not self.terms.reads_references or arm.evidence.depends_on_prompt(self.terms.seed)
+
+    def _adopt_near_best(self, better: Sequence[ArmResult]) -> ArmResult:
+        for arm in better:
+            if arm.score is not None and arm.delta and arm.p_holm is not None:
+                self.because.append(
+                    reasons.better(
+                        arm.name,
+                        arm.score,
+                        self.untrained[0].name,
+                        self.untrained[0].score or 0.0,
+                        arm.delta,
+                        arm.p_holm,
+                        self.comparisons,
+                    )
+                )
+        eligible = [a for a in self.measured if not a.trained or self._may_be_adopted(a)]
+        return self._adopt(eligible)
+
+    def _adopt(self, candidates: Sequence[ArmResult]) -> ArmResult:
+        """The cheapest candidate near the best of them, with the sentence that says so."""
+        chosen, near = self._cheapest(candidates)
+        self.because.append(
+            reasons.cheapest(
+                chosen.name,
+                candidates[0].name,
+                self.terms.margin,
+                chosen.month_usd,
+                self.terms.requests_per_month,
+                near,
+            )
+        )
+        return chosen
+
+    def _cheapest(self, candidates: Sequence[ArmResult]) -> tuple[ArmResult, int]:
+        """The cheapest arm shown to be near the first, which is the best; and how many are."""
+        best, *others = candidates
+        near = [best]
+        for arm in others:
+            delta = arm.evidence.against(best.evidence, self.terms.seed)
+            if delta is not None and delta.low >= -self.terms.margin:
+                near.append(arm)
+        # min() keeps the first of equals, and the better score comes first.
+        return min(near, key=lambda arm: arm.month_usd), len(near)
+
+    def _say_not_answering(self, better: Sequence[ArmResult]) -> None:
+        for arm in better:
+            if arm.score is not None:
+                self.because.append(
+                    reasons.not_answering(
+                        arm.name, arm.score, arm.evidence.chance_mean, arm.answers
+                    )
+                )
+        self.because.append(reasons.unrelated_completions(self.terms.train_rows))
+
+    def _ask_for_rows(self, arm: ArmResult) -> Verdict:
+        """Say that the test cannot tell about its most promising arm, and what would."""
+        rows = len(arm.evidence.scored)
+        if arm.delta is None or arm.p_holm is None:
+            self.because.append(reasons.one_group(arm.name, rows))
+            return "collect-data"
+        margin = self.terms.margin
+        self.because.append(
+            reasons.cannot_tell(arm.name, self.untrained[0].name, arm.delta, margin, arm.p_holm)
+        )
+        # Either proof settles it: that there is a gain, or that it is within the margin.
+        target = max(arm.delta.value, margin - arm.delta.value)
+        if target <= 0:
+            return "inconclusive"
+        exact = max(rows + 1, rows_needed(arm.delta, rows, target))
+        self.needed = needed = math.ceil(exact / 10) * 10
+        kept = self.terms.rows_kept
+        if needed <= TEST_SHARE * kept:
+            self.because.append(reasons.enlarge_test(needed, kept))
+            return "inconclusive"
+        more = math.ceil(needed / TEST_SHARE) - kept
+        self.because.append(reasons.collect_rows(needed, kept, more))
+        return "collect-data"
+
+    def _rival(self) -> ArmResult | None:
+        """The arm whose difference to the best untrained one matters most: the best trained."""
+        others = [*self.trained, *self.untrained[1:]]
+        return next((arm for arm in others if arm.delta), None)
+
+    def _add_context(
+        self,
+        verdict: Verdict,
+        chosen: ArmResult | None,
+        rival: ArmResult | None,
+        detectable: float | None,
+    ) -> int | None:
+        """Add what a reader asks next; the requests at which training has paid for itself."""
+        paid_back = None
+        if detectable is not None and rival and self.best_untrained:
+            rows = len(rival.evidence.scored)
+            self.because.append(
+                reasons.detectable(rows, detectable, rival.name, self.best_untrained)
+            )
+        if not self.terms.reads_references and self.measured:
+            self.because.append(reasons.form_only(len(self.measured[0].evidence.scored)))
+        if self.trained and self.untrained:
+            paid_back = self._add_break_even(chosen)
+        for arm in self.trained:
+            few = self.terms.train_rows < SMALL_TRAINING_SET
+            if few and arm.delta and arm.delta.value < 0:
+                self.because.append(
+                    reasons.small_training_set(arm.name, self.terms.train_rows, arm.delta)
+                )
+        for arm in self.results:
+            if arm.evidence.failures:
+                self.because.append(
+                    reasons.failed_rows(arm.name, arm.evidence.failures, len(arm.evidence.ids))
+                )
+        if verdict == "adopt" and chosen:
+            terms = self.terms
+            self.because.append(
+                reasons.would_change(
+                    chosen.trained, terms.margin, terms.train_rows, terms.requests_per_month
+                )
+            )
+        return paid_back
+
+    def _add_break_even(self, chosen: ArmResult | None) -> int | None:
+        trained = chosen if chosen and chosen.trained else self.trained[0]
+        untrained = chosen if chosen and not chosen.trained else self.untrained[0]
+        ours, theirs = trained.evidence, untrained.evidence
+        paid_back = break_even_requests(
+            ours.fit_usd, ours.usd_per_1k_requests, theirs.fit_usd, theirs.usd_per_1k_requests
+        )
+        saved = theirs.usd_per_1k_requests - ours.usd_per_1k_requests
+        self.because.append(
+            reasons.break_even(trained.name, untrained.name, ours.fit_usd, saved, paid_back)
+        )
+        return paid_back
