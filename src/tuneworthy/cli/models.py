@@ -1,30 +1,42 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from tuneworthy.cli import options, screen
 
 
-def models(json: options.JsonOption = False) -> None:
+def models(
+    fetch: Annotated[
+        str | None,
+        typer.Option(metavar="BASE", help="Fetch this one now, so that later runs need no network."),
+    ] = None,
+    json: options.JsonOption = False,
+) -> None:
     """List the known base models and where they come from.
 
-    Example: tuneworthy models
+    Example: tuneworthy models --fetch smollm2-135m-instruct
     """
-    from tuneworthy.engine.models import describe
+    from tuneworthy.engine.models import describe, locate
 
+    if fetch:
+        screen.err.print(f"{fetch}: ready in {locate(fetch, Path(), screen.err.print).folder}")
+        return
     known = describe()
     if json:
         screen.print_json(known)
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("base", "what", "licence", "from", "ready"):
-        table.add_column(heading, overflow="fold")
-    table.add_row("fake", "deterministic, no weights: for trying things", "Apache-2.0", "-", "yes")
+    screen.out.print("fake\n  deterministic, no weights: for trying things; ready", markup=False)
     for model in known:
-        source = f"{model['source']}, {model['download_mb']} MB"
-        ready = "yes" if model["ready"] else "fetched when used"
-        table.add_row(model["name"], model["what"], model["licence"], source, ready)
-    screen.out.print(table)
+        state = "ready" if model["ready"] else "fetched when first used"
+        screen.out.print(
+            f"{model['name']}\n  {model['what']}; {model['licence']}\n"
+            f"  {model['source']}, {model['download_mb']} MB; {state}",
+            markup=False,
+        )
     screen.out.print(
-        "\nAlso: a folder of safetensors, a file.gguf, hf:owner/name, openai:model@https://host/v1"
+        "\nAlso: a folder of safetensors, a file.gguf, hf:owner/name, openai:model@https://host/v1",
+        markup=False,
     )

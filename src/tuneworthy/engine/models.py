@@ -150,7 +150,7 @@ def _convert(file: Path, name: str, sha256: str, licence: str | None, say: Say) 
     import torch
     import transformers
 
-    say(f"unpacking {file.name} (once)")
+    say(f"unpacking {file.name} (once, about half a minute)")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

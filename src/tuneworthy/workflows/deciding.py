@@ -12,8 +12,12 @@ from tuneworthy import store
 from tuneworthy.arms import ARMS, Arm, Fitted
 from tuneworthy.config import Project
 from tuneworthy.data import ledger
+from tuneworthy.data.seal import Seal
 from tuneworthy.data.split import Splits
-from tuneworthy.decision import cost, rule
+from tuneworthy.decision import cost
+from tuneworthy.decision.evidence import ArmEvidence
+from tuneworthy.decision.records import Terms
+from tuneworthy.decision.rule import decide as judge
 from tuneworthy.errors import StorageError
 from tuneworthy.report import html
 from tuneworthy.store import RunFolder
@@ -116,21 +120,26 @@ def decision_from(
         if path.exists()
     )
     skipped_for_time = any("budget" in item["reason"] for item in not_measured)
-    return rule.decide(
-        task=project.task,
-        base={"name": config["base"]["name"], "sha256": config["base"]["sha256"]},
-        metric=config["metric"]["name"],
-        arms=evidence,
-        margin=project.margin,
-        requests_per_month=project.requests_per_month,
-        train_rows=len(rows.train),
-        available_rows=len(rows.train) + len(rows.dev) + len(rows.test),
-        not_measured=list(not_measured),
+    return judge(
+        evidence,
+        Terms(
+            task=project.task,
+            base_name=config["base"]["name"],
+            base_sha256=config["base"]["sha256"],
+            metric=config["metric"]["name"],
+            margin=project.margin,
+            requests_per_month=project.requests_per_month,
+            train_rows=len(rows.train),
+            rows_kept=len(rows.train) + len(rows.dev) + len(rows.test),
+            reads_references=config["metric"]["reads_references"],
+            seed=project.seed,
+        ),
+        not_measured=[(item["arm"], item["reason"]) for item in not_measured],
         seal={
             "sha256": seal["sha256"],
             "rows": seal["rows"],
             "openings": len(seal["openings"]),
-            "earlier_openings": len(seal["earlier"]),
+            "opened_after_results": Seal(folder.seal).after_results,
         },
         spent={
             "seconds": seconds,
@@ -138,13 +147,12 @@ def decision_from(
             + sum(e.usd_per_1k_requests * len(e.ids) / 1000 for e in evidence),
             "exhaustive_seconds_estimate": None if skipped_for_time else seconds,
         },
-        seed=project.seed,
     ).to_json()
 
 
 def arm_evidence(
     folder: RunFolder, project: Project, rows: Splits, name: str, *, graded: bool
-) -> rule.ArmEvidence:
+) -> ArmEvidence:
     """What the decision knows of one arm, from its files."""
     fit = store.read_json(folder.fit(name))
     measured = store.read_json(folder.measured(name))
@@ -156,7 +164,7 @@ def arm_evidence(
     output_tokens = tuple(int(record["output_tokens"]) for record in answered)
     seconds_per_request = measured["seconds"] / max(1, len(answered))
     memory = [fit["memory_peak_bytes"], measured["memory_peak_bytes"]]
-    return rule.ArmEvidence(
+    return ArmEvidence(
         name=name,
         trained=ARMS[name].trained,
         ids=tuple(example.id for example in rows.test),

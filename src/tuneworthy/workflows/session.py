@@ -239,7 +239,14 @@ def _config(
         "command": f"tuneworthy decide {project.folder}",
         "settings": settings,
         "base": asdict(base),
-        "metric": {"name": metric.name, "why": metric.why, "graded": metric.graded},
+        "metric": {
+            "name": metric.name,
+            "why": metric.why,
+            "graded": metric.graded,
+            "reads_references": metrics.reads_references(
+                metric, [example.completion for example in rows.train]
+            ),
+        },
         "data": {
             "sha256": data_sha256,
             "rows": {"train": len(rows.train), "dev": len(rows.dev), "test": len(rows.test)},
