@@ -54,6 +54,7 @@ def main() -> None:
         # Set before torch or tokenizers are imported: no phone calls, no thread warnings.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # our own lines say what is going on
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TuneworthyError as error:

@@ -11,7 +11,9 @@ from tuneworthy.cli import options, screen
 def models(
     fetch: Annotated[
         str | None,
-        typer.Option(metavar="BASE", help="Fetch this one now, so that later runs need no network."),
+        typer.Option(
+            metavar="BASE", help="Fetch this one now, so that later runs need no network."
+        ),
     ] = None,
     json: options.JsonOption = False,
 ) -> None:

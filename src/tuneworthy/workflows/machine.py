@@ -7,7 +7,6 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-import tuneworthy
 from tuneworthy import store
 from tuneworthy.workflows.session import machine
 
@@ -22,7 +21,7 @@ def examine() -> dict[str, Any]:
     cache = store.cache_folder()
     parent = next(p for p in (cache, *cache.parents) if p.exists())
     return {
-        "tuneworthy": tuneworthy.__version__,
+        "tuneworthy": metadata.version("tuneworthy"),
         **machine(),
         "device": chosen.device,
         "number_format": f"{chosen.name}: {chosen.why}",

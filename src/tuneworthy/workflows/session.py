@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-import tuneworthy
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Arm, Kitchen, Task
 from tuneworthy.config import Project
@@ -235,7 +234,7 @@ def _config(
         "task": project.task,
         "digest": digest,
         "created": store.now(),
-        "tuneworthy": tuneworthy.__version__,
+        "tuneworthy": metadata.version("tuneworthy"),
         "command": f"tuneworthy decide {project.folder}",
         "settings": settings,
         "base": asdict(base),
