@@ -47,18 +47,25 @@ def better(
     )
 
 
+def beside(arm: str, other: str, value: float) -> str:
+    if number(value) == number(0.0):
+        return f"{arm} scores the same as {other}, the best arm without training"
+    more = "more" if value > 0 else "less"
+    return f"{arm} scores {number(abs(value))} {more} than {other}, the best arm without training"
+
+
 def not_better(arm: str, other: str, delta: Difference, margin: float) -> str:
+    if delta.high < 0:
+        return f"{beside(arm, other, delta.value)} ({span(delta.low, delta.high)})."
     return (
-        f"{arm} scores {number(abs(delta.value))} {'more' if delta.value > 0 else 'less'} than "
-        f"{other}, the best arm without training, and at most {number(max(delta.high, 0.0))} more "
-        f"({span(delta.low, delta.high)}), within the margin of {margin:g}."
+        f"{beside(arm, other, delta.value)}, and may gain {number(delta.high)} at most "
+        f"({span(delta.low, delta.high)}), which is within the margin of {margin:g}."
     )
 
 
 def cannot_tell(arm: str, other: str, delta: Difference, margin: float, p_holm: float) -> str:
     return (
-        f"{arm} scores {number(abs(delta.value))} {'more' if delta.value > 0 else 'less'} than "
-        f"{other}, the best arm without training, but anything from {number(delta.low)} to "
+        f"{beside(arm, other, delta.value)}, but anything from {number(delta.low)} to "
         f"{number(delta.high)} fits what was seen ({probability(p_holm)}, margin {margin:g}), "
         "so these test rows cannot tell."
     )
@@ -133,13 +140,13 @@ def break_even(
 ) -> str:
     if requests is None:
         return (
-            f"{trained} cost {dollars(fit_usd)} to train and saves nothing per request against "
+            f"By price alone, {trained} cost {dollars(fit_usd)} to train and saves nothing per request against "
             f"{untrained}, so it never pays for itself."
         )
     if requests == 0:
-        return f"{trained} cost less to fit than {untrained}, so it is ahead from request 1 on."
+        return f"By price alone, {trained} cost less to fit than {untrained}, so it is ahead from request 1 on."
     return (
-        f"{trained} cost {dollars(fit_usd)} to train and saves {dollars(saved_per_1k)} per 1,000 "
+        f"By price alone, {trained} cost {dollars(fit_usd)} to train and saves {dollars(saved_per_1k)} per 1,000 "
         f"requests against {untrained}: it has paid for itself after an estimated "
         f"{requests:,} requests."
     )
