@@ -1,0 +1,272 @@
+"""`decide` from rows to verdict on the fake base."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tuneworthy as tw
+from tests.fakes import projects
+from tuneworthy import store
+from tuneworthy.arms import ARMS
+from tuneworthy.engine import fake
+from tuneworthy.errors import DataError, ModelError, StorageError
+from tuneworthy.store import RunFolder
+from tuneworthy.workflows import deciding, measure, session
+
+
+@pytest.fixture
+def project(project_folder: Path) -> Path:
+    return projects.write(project_folder, projects.rows())
+
+
+def test_every_arm_answers_the_same_sealed_rows(project: Path) -> None:
+    decision = tw.decide(project)
+    run = RunFolder(decision.folder)
+    rows = store.read_jsonl(run.rows)
+    sealed = {row["id"] for row in rows if row["split"] == "test"}
+    measured = [arm["arm"] for arm in decision.record["arms"]]
+    assert sorted(measured) == sorted(["zero-shot", "system-prompt", "few-shot", "lora", "full"])
+    for arm in measured:
+        answered = [prediction.id for prediction in decision.predictions(arm)]
+        assert sorted(answered) == sorted(sealed)
+    assert {item["arm"] for item in decision.record["not_measured"]} == {"rag", "linear"}
+    assert all(item["reason"] for item in decision.record["not_measured"])
+    assert run.report.read_text("utf-8").startswith("<!doctype html>")
+    assert not list(decision.folder.rglob("*.pkl"))
+
+
+def test_a_seal_is_opened_once_an_arm_and_only_for_measuring(project: Path) -> None:
+    decision = tw.decide(project)
+    openings = store.read_json(decision.folder / "seal.json")["openings"]
+    assert [o["arm"] for o in openings] == ["zero-shot", "system-prompt", "few-shot", "lora", "full"]
+    assert {o["reason"] for o in openings} == {"final"}
+
+
+def test_fitting_sees_no_test_row(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+    real = session.Session.task
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        task = real(self, *args, **kwargs)
+        seen.update(e.id for e in (*task.train, *task.dev, *task.kitchen.train))
+        return task
+
+    monkeypatch.setattr(session.Session, "task", spy)
+    decision = tw.decide(project)
+    assert seen and seen.isdisjoint(p.id for p in decision.predictions("lora"))
+
+
+def test_opening_the_seal_again_is_printed(project: Path) -> None:
+    tw.decide(project)
+    again = tw.decide(project, fresh=True)
+    assert again.record["seal"]["opened_after_results"] > 0
+    assert "opened again" in (again.folder / "report.html").read_text("utf-8").casefold()
+
+
+def test_chosen_on_dev_with_every_candidate_kept(project: Path) -> None:
+    decision = tw.decide(project)
+    fit = store.read_json(decision.folder / "arms" / "few-shot" / "fit.json")
+    assert [c["what"] for c in fit["candidates"]] == [
+        "4 fixed examples",
+        "4 random examples",
+        "4 similar examples",
+    ]
+    best = max(fit["candidates"], key=lambda c: c["dev_score"])
+    assert fit["recipe"]["examples"]["select"] == best["what"].split()[1]
+
+
+class Killed(BaseException):
+    """Stands for a killed process: nothing catches it on the way."""
+
+
+@pytest.mark.parametrize("arm", ["zero-shot", "few-shot", "lora"])
+def test_a_killed_run_continues_where_it_was(
+    project: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    monkeypatch.setattr(measure, "FLUSH_SECONDS", 0.0)
+    take, count = measure._Writer.take, 0
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        take(self, *args, **kwargs)
+        if self.arm == arm:
+            count += 1
+            if count == 25:
+                raise Killed
+
+    monkeypatch.setattr(measure._Writer, "take", dying)
+    with pytest.raises(Killed):
+        tw.decide(project)
+    monkeypatch.setattr(measure._Writer, "take", take)
+    [run] = store.runs(project)
+    before = run.predictions(arm).read_text("utf-8")
+    assert before.count("\n") == 25
+    # A torn last line, as a power cut leaves it.
+    with run.predictions(arm).open("a") as file:
+        file.write('{"id": "r12')
+    decision = tw.decide(project)
+    assert decision.folder == run.path
+    after = run.predictions(arm).read_text("utf-8")
+    assert after.startswith(before) and after.count("\n") == 60
+    untouched = projects.write(project.parent / "untouched", projects.rows())
+    whole = tw.decide(untouched)
+    for name in ("zero-shot", "few-shot", "lora"):
+        mine = {p.id: (p.text, p.score, p.chance) for p in decision.predictions(name)}
+        assert mine == {p.id: (p.text, p.score, p.chance) for p in whole.predictions(name)}
+    assert decision.verdict == whole.verdict
+
+
+def test_other_settings_are_another_run(project: Path) -> None:
+    first = tw.decide(project)
+    other = tw.decide(tw.load(project, margin=0.1))
+    assert first.folder != other.folder
+
+
+def test_a_model_that_cannot_be_loaded_ends_before_anything_is_measured(project: Path) -> None:
+    with pytest.raises(ModelError):
+        tw.decide(tw.load(project, base="no/such/model"))
+    assert not (project / "runs").exists()
+
+
+def test_one_row_repeated_counts_as_one(project_folder: Path) -> None:
+    projects.write(project_folder, projects.rows(1) * 300)
+    with pytest.raises(DataError, match="1 ") as caught:
+        tw.decide(project_folder)
+    assert caught.value.hint
+    assert not (project_folder / "runs").exists()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_shuffled_onto_other_prompts_never_adopt_training(
+    project_folder: Path, seed: int
+) -> None:
+    rows = projects.rows(300, seed)
+    completions = [row["completion"] for row in rows]
+    random.Random(seed).shuffle(completions)
+    shuffled = [{**row, "completion": c} for row, c in zip(rows, completions)]
+    decision = tw.decide(projects.write(project_folder, shuffled, seed=seed))
+    assert not (decision.verdict == "adopt" and decision.fine_tune)
+
+
+def test_training_that_pays_is_adopted(project_folder: Path) -> None:
+    # Only training sees all rows; few-shot shows four fixed ones.
+    settings = {"few_shot__select": "fixed", "arms": ["zero-shot", "few-shot", "lora"]}
+    decision = tw.decide(projects.write(project_folder, projects.rows(600), **settings))
+    assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "lora", True)
+
+
+def test_facts_come_from_documents(project_folder: Path) -> None:
+    rng = random.Random(0)
+    names = [f"{a}{b}" for a in ("bul", "char", "squ", "pik", "ead", "mew", "zub", "gol") for b in
+             ("ba", "mander", "irt", "achu", "ster", "two", "batto", "duck", "rant", "zel")]
+    weights = {name: rng.randint(1, 999) for name in names}
+    documents = [{"id": n, "text": f"The weight of {n} is {w} kilograms."} for n, w in weights.items()]
+    rows = [
+        {"prompt": f"weight of {n}", "completion": documents[i]["text"], "creature": n}
+        for i, n in enumerate(names)
+    ]
+    projects.write(
+        project_folder, rows, data__documents="documents.jsonl", data__group_by="creature",
+        data__test=25, data__dev=20, metric="exact", arms=["zero-shot", "few-shot", "rag", "lora"],
+    )
+    lines = "\n".join(json.dumps(document) for document in documents)
+    (project_folder / "documents.jsonl").write_text(lines, "utf-8")
+    decision = tw.decide(project_folder)
+    assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "rag", False)
+    scores = {arm["arm"]: arm["score"] for arm in decision.record["arms"]}
+    assert scores["rag"] > 0.9 and scores["lora"] < 0.2
+
+
+def test_labels_bring_the_linear_arm(project_folder: Path) -> None:
+    rows = [{"prompt": row["prompt"], "completion": row["kind"].split("-")[0]} for row in projects.rows(400)]
+    decision = tw.decide(projects.write(project_folder, rows, arms=["zero-shot", "linear"]))
+    assert decision.record["metric"] == "accuracy"
+    assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "linear", False)
+    restored = tw.evaluate(project_folder, "linear")
+    assert restored.score is not None and restored.score > 0.9
+
+
+def test_a_used_up_budget_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deciding, "RESERVE", 1e6)
+    decision = tw.decide(tw.load(project, budget="60s"))
+    reasons = {item["arm"]: item["reason"] for item in decision.record["not_measured"]}
+    assert "the budget of 60 s" in reasons["lora"]
+    assert decision.record["spent"]["exhaustive_seconds_estimate"] is None
+
+
+def test_failures_of_the_machinery_are_no_scores(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fake.FakeEngine._answer
+    broken = {row["prompt"] for row in projects.rows()[::3]}
+
+    def failing(self: Any, prompt: Any, decoding: Any, memory: Any) -> Any:
+        if prompt[-1].content in broken and memory:
+            return fake.Failure("the machine is out of order")
+        return real(self, prompt, decoding, memory)
+
+    monkeypatch.setattr(fake.FakeEngine, "_answer", failing)
+    decision = tw.decide(tw.load(project, arms=["zero-shot", "lora"]))
+    lora = next(arm for arm in decision.record["arms"] if arm["arm"] == "lora")
+    failed = [p for p in decision.predictions("lora") if p.failure]
+    assert lora["failures"] == len(failed) > 5
+    assert lora["n"] + lora["failures"] == 60
+    assert all(p.score is None for p in failed)
+    scores = [p.score for p in decision.predictions("lora") if p.score is not None]
+    assert lora["score"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_report_and_decision_are_rebuilt_without_a_model(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decision = tw.decide(project)
+    monkeypatch.setattr(session, "open_engine", lambda *a: pytest.fail("a model was opened"))
+    (decision.folder / "report.html").unlink()
+    folder, rebuilt_from = deciding.find_run(decision.folder)
+    rebuilt = deciding.rebuild(folder, rebuilt_from)
+    assert rebuilt == dict(decision.record)
+    assert folder.report.exists()
+
+
+def test_report_without_a_run_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        deciding.find_run(tmp_path)
+    assert caught.value.hint == f"tuneworthy decide {tmp_path}"
+
+
+def test_train_then_eval_use_one_run(project: Path) -> None:
+    fitted = tw.train(project, "lora")
+    assert (fitted.folder / "model").is_dir()
+    [run] = store.runs(project)
+    assert store.read_json(run.seal)["openings"] == []
+    measured = tw.evaluate(project, "lora")
+    assert measured.folder == fitted.folder and measured.n == 60
+    assert len(store.runs(project)) == 1
+
+
+def test_config_says_where_every_setting_came_from(project: Path) -> None:
+    decision = tw.decide(project)
+    settings = store.read_json(decision.folder / "config.json")["settings"]
+    assert settings["data.test"] == {"value": 60, "origin": "given"}
+    assert settings["margin"] == {"value": 0.02, "origin": "default"}
+    assert settings["metric"] == {"value": "json", "origin": "detected"}
+    assert {s["origin"] for s in settings.values()} == {"given", "default", "detected"}
+
+
+def test_events_are_kept_without_ticks(project: Path) -> None:
+    decision = tw.decide(project)
+    kinds = [event["kind"] for event in store.read_jsonl(decision.folder / "events.jsonl")]
+    assert kinds[0] == "run" and kinds[-1] == "decided" and "tick" not in kinds
+    assert kinds.count("measured") == 5
+
+
+def test_every_arm_of_the_table_is_named_once() -> None:
+    from tuneworthy.config import ARM_NAMES
+
+    assert tuple(ARMS) == ARM_NAMES
+    assert len(ARMS) == 7
