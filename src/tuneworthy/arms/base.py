@@ -111,8 +111,9 @@ class Arm(Protocol):
 
 
 def ticker(report: Report, arm: str, phase: str, total: int) -> OnAnswer:
-    """Counts answers and reports each, for the progress display."""
+    """Counts answers and reports each, for the progress display; the first report is of none."""
     done = 0
+    report("tick", {"arm": arm, "phase": phase, "done": 0, "total": total})
 
     def tick(position: int, answer: Answer | Failure) -> None:
         nonlocal done

@@ -9,7 +9,7 @@ from tuneworthy.arms.few_shot import choose
 from tuneworthy.arms.recipe import Recipe
 
 EXAMPLES = 3
-"""With passages each example is long: a few show the form."""
+"""With its passage each example is long: a few show the form."""
 
 
 class Rag:
@@ -29,10 +29,6 @@ class Rag:
             (
                 f"1 passage, {examples.k} examples that carry theirs",
                 Recipe(system=task.system, passages=1, examples=examples),
-            ),
-            (
-                f"3 passages, {examples.k} examples that carry theirs",
-                Recipe(system=task.system, passages=3, examples=examples),
             ),
         ]
         return chosen_on_dev(task, self.name, tries)

@@ -36,6 +36,7 @@ class Arms:
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
         self.phase_started: dict[tuple[str, str], float] = {}
+        self.phase_from: dict[tuple[str, str], int] = {}
 
     def take(self, event: dict[str, Any]) -> None:
         if "arm" not in event or event["kind"] in ("decided",):
@@ -70,7 +71,8 @@ class Arms:
         began = self.phase_started.setdefault(key, time.monotonic())
         done, total = event["done"], event["total"]
         spent = time.monotonic() - began
-        left = spent / done * (total - done) if done and spent > 1 else None
+        done_here = done - self.phase_from.setdefault(key, done)
+        left = spent / done_here * (total - done) if done_here and spent > 1 else None
         state = event["phase"]
         if "loss" in event:
             state += f", loss {event['loss']:.3f}"

@@ -13,6 +13,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from tuneworthy.types import Answer, Decoding
 
 BATCH_ROWS = 32
+FIRST_BATCH_ROWS = 8
+"""Somebody is waiting for the first answers."""
 CACHE_TOKENS = 49_152
 """Keys and values kept at one time: 2.2 GB for the default model in float32."""
 SHARED_PREFIX_AT_LEAST = 24
@@ -98,9 +100,10 @@ def generate(
     if decoding.temperature > 0:
         for row in pending:
             row.random = torch.Generator().manual_seed(decoding.seed * 1_000_003 + row.position)
+    rows = FIRST_BATCH_ROWS
     while pending:
         room = CACHE_TOKENS // (prefix + len(pending[0].ids) + decoding.max_tokens)
-        size = max(1, min(BATCH_ROWS, room))
+        size, rows = max(1, min(rows, room)), BATCH_ROWS
         batch, pending = pending[:size], pending[size:]
         _run(model, batch, shared, prefix, decoding, stop_ids, stop, decode, on_answer)
 

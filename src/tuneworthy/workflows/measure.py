@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import threading
@@ -18,7 +19,7 @@ from tuneworthy.evaluation.statistics import interval
 from tuneworthy.types import Answer, Example, Failure, Prediction
 from tuneworthy.workflows.session import Session
 
-CHANCE_ROWS = 5
+CHANCE_ROWS = 10
 """Other rows whose references each answer is also scored against."""
 FLUSH_SECONDS = 1.0
 
@@ -49,12 +50,17 @@ class PeakMemory:
 
 
 def chance_references(rows: Sequence[Example], seed: int) -> dict[str, list[str]]:
-    """For each row the completions of other rows: what an answer is worth without its prompt."""
-    shifts = random.Random(seed).sample(range(1, len(rows)), min(CHANCE_ROWS, len(rows) - 1))
-    return {
-        example.id: [rows[(i + shift) % len(rows)].completion for shift in shifts]
-        for i, example in enumerate(rows)
-    }
+    """For each row the completions of rows of other clusters.
+
+    What an answer earns against them is what it is worth without its prompt.
+    """
+    shifts = random.Random(seed).sample(range(1, len(rows)), len(rows) - 1)
+    references = {}
+    for i, example in enumerate(rows):
+        others = (rows[(i + shift) % len(rows)] for shift in shifts)
+        strangers = (other.completion for other in others if other.cluster != example.cluster)
+        references[example.id] = list(itertools.islice(strangers, CHANCE_ROWS))
+    return references
 
 
 def measure(session: Session, arm: str, fitted: Fitted, *, reason: str = "final") -> None:
@@ -101,6 +107,11 @@ class _Writer:
         self.state = state
         self.waiting: list[dict[str, Any]] = []
         self.start = self.flushed = time.monotonic()
+        self._tick()
+
+    def _tick(self) -> None:
+        fields: dict[str, Any] = {"arm": self.arm, "phase": "measuring", "done": self.done}
+        self.session.journal("tick", {**fields, "total": self.total, **self._so_far()})
 
     def take(self, example: Example, answer: Answer | Failure, *, last: bool = False) -> None:
         if isinstance(answer, Failure) and not last:
@@ -110,8 +121,7 @@ class _Writer:
         self.done += 1
         if prediction.score is not None:
             self.scored[example.id] = prediction.score
-        fields: dict[str, Any] = {"arm": self.arm, "phase": "measuring", "done": self.done}
-        self.session.journal("tick", {**fields, "total": self.total, **self._so_far()})
+        self._tick()
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush(complete=False)
 

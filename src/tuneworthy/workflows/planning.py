@@ -121,7 +121,7 @@ def _recipe(arm: Arm, task: Task) -> tuple[Recipe, int]:
         return Recipe(system=task.system, examples=chosen), 3
     if arm.name == "rag":
         # Passages are about as long as examples; the index is built when it is needed.
-        return Recipe(system=task.system, examples=choose(task, "random", 6)), 4
+        return Recipe(system=task.system, examples=choose(task, "random", 4)), 3
     if arm.name == "system-prompt":
         return Recipe(system=task.system or "Answer."), 3
     return Recipe(), 0
