@@ -50,7 +50,7 @@ def one_at_a_time(engine: LocalEngine, prompt: tuple[Message, ...], tokens: int)
 
 @pytest.mark.parametrize("shared", ["", "say what the kitchen light should do now please: " * 3])
 def test_batched_answers_are_those_of_one_row_at_a_time(engine: LocalEngine, shared: str) -> None:
-    asked = prompts(70, shared)
+    asked = prompts(150, shared)
     lengths = [len(engine.chat.encode(p)) for p in asked]
     assert len(set(lengths)) > 5  # padding is exercised
     answers = engine.generate(asked, Decoding(max_tokens=12))

@@ -70,6 +70,7 @@ class Candidate:
     seconds: float
     recipe: Recipe
     prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -79,6 +80,7 @@ class Candidate:
             "n": self.n,
             "seconds": self.seconds,
             "prompt_tokens_mean": self.prompt_tokens,
+            "output_tokens_mean": self.output_tokens,
         }
 
 
@@ -138,7 +140,7 @@ def try_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> lis
             for answer, example in zip(answers, task.dev)
             if isinstance(answer, Answer)
         ]
-        tokens = [a.prompt_tokens for a in answers if isinstance(a, Answer)]
+        given = [answer for answer in answers if isinstance(answer, Answer)]
         done.append(
             Candidate(
                 what=what,
@@ -146,7 +148,8 @@ def try_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> lis
                 n=len(scores),
                 seconds=time.monotonic() - start,
                 recipe=recipe,
-                prompt_tokens=statistics.fmean(tokens) if tokens else 0.0,
+                prompt_tokens=statistics.fmean(a.prompt_tokens for a in given) if given else 0.0,
+                output_tokens=statistics.fmean(a.output_tokens for a in given) if given else 0.0,
             )
         )
         task.report("candidate", {"arm": arm, **done[-1].to_json()})

@@ -90,7 +90,8 @@ class Kitchen:
     decoding: Decoding
     train: Sequence[Example]
     embedder: Callable[[], Embedder]
-    search: Search | None
+    search: Callable[[], Search] | None
+    """Opens the index when it is first needed; None without documents."""
 
 
 class FittedRecipe:
@@ -128,7 +129,7 @@ class FittedRecipe:
         if not self.recipe.passages or not inputs:
             return [[] for _ in inputs]
         assert self.kitchen.search is not None
-        return self.kitchen.search.search([p[-1].content for p in inputs], self.recipe.passages)
+        return self.kitchen.search().search([p[-1].content for p in inputs], self.recipe.passages)
 
     def _examples(self, inputs: Sequence[Prompt]) -> list[list[Example]]:
         chosen = self.recipe.examples

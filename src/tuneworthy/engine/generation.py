@@ -12,12 +12,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from tuneworthy.types import Answer, Decoding
 
-BATCH_ROWS = 32
+BATCH_ROWS = 64
 FIRST_BATCH_ROWS = 8
 """Somebody is waiting for the first answers."""
-CACHE_TOKENS = 49_152
-"""Keys and values kept at one time: 2.2 GB for the default model in float32."""
-SHARED_PREFIX_AT_LEAST = 24
+CACHE_TOKENS = 65_536
+"""Keys and values kept at one time: 3 GB for the default model in float32."""
+SHARED_PREFIX_AT_LEAST = 8
 """Below this many tokens a shared beginning costs more to handle than to compute again."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,8 +55,11 @@ def prepare(model: Any, settings: TrainingSettings) -> Any:
         use_rslora=settings.method == "rslora",
         use_dora=settings.method == "dora",
     )
-    # Adapters stay in float32 over a 16-bit base: PEFT's autocast_adapter_dtype does it.
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for an attribute by its old name.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Adapters stay in float32 over a 16-bit base: PEFT's autocast_adapter_dtype does it.
+        return peft.get_peft_model(model, config)
 
 
 def train(

@@ -24,6 +24,7 @@ from tuneworthy.store import RunFolder
 from tuneworthy.workflows.measure import PeakMemory, measure
 from tuneworthy.workflows.session import Listener, Session, open_session
 
+OVER_BUDGET = "the budget"
 RESERVE = 1.3
 """Before training, so many times the seconds of the slowest measurement so far are set aside."""
 
@@ -31,10 +32,13 @@ RESERVE = 1.3
 def decide(project: Project, *, listener: Listener | None = None, fresh: bool = False) -> RunFolder:
     """Measure every arm and write the verdict; the run folder holds all of it.
 
-    Continues an unfinished run. Arms that do not apply, or for which the budget is too short, are
-    named in the decision with the reason.
+    Continues an unfinished run; one that is finished is given back as it is, unless `fresh`. Arms
+    that do not apply, or for which the budget is too short, are named in the decision.
     """
     session = open_session(project, listener=listener, fresh=fresh)
+    if _nothing_left(session):
+        session.say("measured before, nothing to do; --fresh measures again")
+        return session.folder
     not_measured: list[dict[str, str]] = []
     for arm in session.asked_for():
         reason = arm.why_not(session.task(arm.name))
@@ -48,6 +52,16 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
             fitted = fit_arm(session, arm)
             measure(session, arm.name, fitted)
     return finish(session, not_measured)
+
+
+def _nothing_left(session: Session) -> bool:
+    """Whether the run has its decision, and not for want of time that there is now."""
+    if not session.folder.decision.exists():
+        return False
+    missing = store.read_json(session.folder.decision)["not_measured"]
+    if not any(item["reason"].startswith(OVER_BUDGET) for item in missing):
+        return True
+    return session.deadline is not None and time.monotonic() > session.deadline
 
 
 def is_measured(folder: RunFolder, arm: str) -> bool:
@@ -87,7 +101,7 @@ def _too_late(session: Session, arm: Arm) -> str | None:
     if deadline is None or time.monotonic() < deadline:
         return None
     assert session.project.budget is not None
-    return f"the budget of {session.project.budget:.0f} s was used up before it"
+    return f"{OVER_BUDGET} of {session.project.budget:.0f} s was used up before it"
 
 
 def finish(session: Session, not_measured: Sequence[dict[str, str]]) -> RunFolder:
@@ -119,7 +133,7 @@ def decision_from(
         for path in (folder.fit(name), folder.measured(name))
         if path.exists()
     )
-    skipped_for_time = any("budget" in item["reason"] for item in not_measured)
+    skipped_for_time = any(item["reason"].startswith(OVER_BUDGET) for item in not_measured)
     return judge(
         evidence,
         Terms(
@@ -162,6 +176,8 @@ def arm_evidence(
     answered = [record for record in records if record["failure"] is None]
     prompt_tokens = tuple(int(record["prompt_tokens"]) for record in answered)
     output_tokens = tuple(int(record["output_tokens"]) for record in answered)
+    # An endpoint's machine is paid for by the token, not by the hour.
+    local = store.read_json(folder.config)["base"]["trainable"]
     seconds_per_request = measured["seconds"] / max(1, len(answered))
     memory = [fit["memory_peak_bytes"], measured["memory_peak_bytes"]]
     return ArmEvidence(
@@ -174,10 +190,11 @@ def arm_evidence(
         failures=len(records) - len(answered),
         parsed=tuple(bool(record["parsed"]) for record in records),
         fit_seconds=fit["seconds"],
-        fit_usd=cost.fit_usd(fit["seconds"], project.prices),
+        fit_usd=cost.fit_usd(fit["seconds"] if local else 0.0, project.prices)
+        + _dev_token_usd(fit, project),
         seconds_per_request=seconds_per_request,
         usd_per_1k_requests=cost.usd_per_1k_requests(
-            seconds_per_request,
+            seconds_per_request if local else 0.0,
             statistics.fmean(prompt_tokens) if prompt_tokens else 0.0,
             statistics.fmean(output_tokens) if output_tokens else 0.0,
             project.prices,
@@ -187,6 +204,19 @@ def arm_evidence(
         output_tokens=output_tokens,
         memory_peak_bytes=max(memory) or None,
         graded=graded,
+    )
+
+
+def _dev_token_usd(fit: dict[str, Any], project: Project) -> float:
+    """Dollars of the tokens that choosing on dev read and wrote."""
+    return sum(
+        candidate["n"]
+        / 1000
+        * cost.usd_per_1k_requests(
+            0.0, candidate["prompt_tokens_mean"], candidate["output_tokens_mean"], project.prices
+        )
+        for candidate in fit["candidates"]
+        if "prompt_tokens_mean" in candidate
     )
 
 

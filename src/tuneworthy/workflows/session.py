@@ -25,6 +25,9 @@ from tuneworthy.data.split import Splits
 from tuneworthy.engine import open_embedder, open_engine
 from tuneworthy.errors import ChatTemplateError
 from tuneworthy.evaluation import metrics
+from tuneworthy.retrieval.chunk import chunk
+from tuneworthy.retrieval.index import Index
+from tuneworthy.retrieval.load import Document, load_documents
 from tuneworthy.store import Journal, RunFolder
 from tuneworthy.types import Base, Decoding, Embedder, Engine, Example, Metric
 
@@ -45,6 +48,7 @@ class Session:
     journal: Journal
     seal: Seal
     resumed: bool
+    documents: Sequence[Document] = ()
     started: float = field(default_factory=time.monotonic)
     spent_before: float = 0.0
     """Seconds that earlier processes of the same run worked."""
@@ -64,13 +68,20 @@ class Session:
         return open_embedder(self.project.base, self.say)
 
     @cached_property
+    def _index(self) -> Index:
+        passages = chunk(self.documents)
+        self.say(f"{len(self.documents):,} documents, {len(passages):,} passages")
+        # Of the project, not of the run: the next run finds it ready.
+        return Index.build(passages, self._embedder, self.project.folder / "runs" / ".index")
+
+    @cached_property
     def kitchen(self) -> Kitchen:
         return Kitchen(
             engine=self.engine,
             decoding=self.decoding,
             train=self.rows.train,
             embedder=lambda: self._embedder,
-            search=_index(self) if self.project.data.documents else None,
+            search=(lambda: self._index) if self.documents else None,
         )
 
     def task(self, arm: str, deadline: float | None = None) -> Task:
@@ -103,7 +114,7 @@ def open_session(
 ) -> Session:
     """Read and check the rows, load the base model, and open a run folder.
 
-    Continues the newest unfinished run with the same settings, rows and base unless `fresh`.
+    Takes up the newest run with the same settings, rows and base unless `fresh`.
     Raises before anything is written if rows, settings or base cannot be used.
     """
     journal = Journal()
@@ -113,7 +124,11 @@ def open_session(
     def say(text: str) -> None:
         journal("note", {"text": text})
 
-    raw = read_rows(project)  # broken rows are said at once, before a model is fetched
+    # What is broken is said at once, before a model is fetched.
+    raw = read_rows(project)
+    documents: tuple[Document, ...] = ()
+    if project.data.documents:
+        documents = tuple(load_documents(project.folder / project.data.documents))
     say(f"{len(raw):,} rows read; loading {project.base}")
     engine = open_engine(project.base, project.folder, say)
     prepared = ledger.prepare(
@@ -130,7 +145,7 @@ def open_session(
     # The budget says when to stop, not what to do: a run continues under another one.
     identity = {name: s["value"] for name, s in settings.items() if name != "budget"}
     digest = store.sha256_json([identity, prepared.sha256, engine.base.sha256])
-    folder = None if fresh else _unfinished(project, digest)
+    folder = None if fresh else _same(project, digest)
     resumed = folder is not None
     if folder is None:
         folder = store.new_run(project.folder, project.task, digest)
@@ -154,6 +169,7 @@ def open_session(
         journal=journal,
         seal=Seal(folder.seal),
         resumed=resumed,
+        documents=documents,
         spent_before=_spent(folder) if resumed else 0.0,
     )
     journal(
@@ -183,21 +199,6 @@ def longest_answer(engine: Engine, rows: Sequence[Example]) -> int:
     """Tokens that every arm may say: the 99th percentile of the completions, end included."""
     lengths = [engine.count(e.prompt, e.completion) - engine.count(e.prompt) for e in rows]
     return max(4, int(np.ceil(np.percentile(lengths, 99))))
-
-
-def _index(session: Session) -> Any:
-    """The documents, chunked and indexed once per content."""
-    from tuneworthy.retrieval.chunk import chunk
-    from tuneworthy.retrieval.index import Index
-    from tuneworthy.retrieval.load import load_documents
-
-    project = session.project
-    assert project.data.documents is not None
-    documents = load_documents(project.folder / project.data.documents)
-    passages = chunk(documents)
-    session.say(f"{len(documents):,} documents, {len(passages):,} passages")
-    # Of the project, not of the run: the next run finds it ready.
-    return Index.build(passages, session._embedder, project.folder / "runs" / ".index")
 
 
 def _settings(
@@ -276,17 +277,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _unfinished(project: Project, digest: str) -> RunFolder | None:
+def _same(project: Project, digest: str) -> RunFolder | None:
+    """The newest run with the same settings, rows and base, finished or not."""
     for run in reversed(store.runs(project.folder)):
-        if store.read_json(run.config)["digest"] == digest and not run.decision.exists():
+        if store.read_json(run.config)["digest"] == digest:
             return run
     return None
-
-
-def find_finished(project: Project) -> RunFolder | None:
-    """The newest run of the project that has a decision."""
-    finished = [run for run in store.runs(project.folder) if run.decision.exists()]
-    return finished[-1] if finished else None
 
 
 def _spent(folder: RunFolder) -> float:
