@@ -165,6 +165,7 @@ class TrainingResult:
 
     settings: TrainingSettings
     steps: int
+    planned_steps: int
     best_step: int
     dev_loss_before: float
     dev_loss: float

@@ -390,6 +390,7 @@ def _decision(
         "requests_per_month": 100_000,
         "best_untrained": best_untrained,
         "rows_needed": 640 if verdict != "adopt" else None,
+        "out_of_time": [],
         "not_measured": [
             {"arm": "linear", "reason": "completions are not labels: 1,214 distinct in 1,500 rows"}
         ],

@@ -50,6 +50,7 @@ def decision(**changes):
         "not_measured": [{"arm": "rag", "reason": "no documents"}],
         "smallest_detectable_difference": 0.058,
         "rows_needed": None,
+        "out_of_time": [],
     } | changes
 
 

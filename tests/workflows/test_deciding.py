@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -270,3 +271,36 @@ def test_every_arm_of_the_table_is_named_once() -> None:
 
     assert tuple(ARMS) == ARM_NAMES
     assert len(ARMS) == 7
+
+
+def test_training_cut_short_by_the_budget_is_no_verdict_against_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fake.FakeEngine.train
+
+    def cut(self: Any, train: Any, *args: Any, deadline: float | None, **kwargs: Any) -> Any:
+        result = real(self, train[:5], *args, deadline=deadline, **kwargs)
+        if deadline is None:
+            return real(self, train, *args, deadline=deadline, **kwargs)
+        return dataclasses.replace(result, stopped="deadline", planned_steps=40)
+
+    monkeypatch.setattr(fake.FakeEngine, "train", cut)
+    settings = {"arms": ["zero-shot", "few-shot", "lora"], "few_shot__select": "fixed"}
+    first = tw.decide(tw.load(project, budget="10m", **settings))
+    assert (first.verdict, first.fine_tune) == ("inconclusive", False)
+    assert first.record["out_of_time"] == ["lora"]
+    assert "ended the training of lora after 1 of 40 steps" in " ".join(first.because)
+    # More time: the same run goes on, and only the arm that was cut is trained again.
+    second = tw.decide(tw.load(project, budget="none", **settings))
+    assert second.folder == first.folder
+    assert second.record["out_of_time"] == []
+    assert (second.verdict, second.arm) == ("adopt", "lora")
+    openings = store.read_json(second.folder / "seal.json")["openings"]
+    assert [o["arm"] for o in openings] == ["zero-shot", "few-shot", "lora", "lora"]
+
+
+def test_a_finished_run_is_given_back(project: Path) -> None:
+    first = tw.decide(project)
+    second = tw.decide(project)
+    assert second.folder == first.folder and second.record == first.record
+    assert tw.decide(project, fresh=True).folder != first.folder

@@ -40,6 +40,8 @@ class ArmEvidence:
     output_tokens: tuple[int, ...]
     memory_peak_bytes: int | None
     graded: bool
+    cut_short: str | None = None
+    """How far training came when the budget ended it; None if it came to its own end."""
 
     def __post_init__(self) -> None:
         for field in ("scores", "chance", "clusters", "parsed"):

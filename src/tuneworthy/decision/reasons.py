@@ -71,6 +71,18 @@ def cannot_tell(arm: str, other: str, delta: Difference, margin: float, p_holm: 
     )
 
 
+def cut_short(arm: str, done: str, other: str, delta: Difference | None) -> str:
+    so_far = f" {beside(arm, other, delta.value)} so far, and" if delta else ""
+    return (
+        f"The budget ended the training of {arm} after {done}:{so_far} trained to the end it may "
+        "score more."
+    )
+
+
+def no_time(arm: str) -> str:
+    return f"The budget was used up before {arm} could be measured, so 0 of its scores are known."
+
+
 def one_group(arm: str, rows: int) -> str:
     return (
         f"The {rows} test rows that can be compared for {arm} form fewer than 2 groups of their "

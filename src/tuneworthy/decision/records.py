@@ -84,6 +84,8 @@ class Decision:
     """Best score first."""
     best_untrained: str | None
     not_measured: tuple[tuple[str, str], ...]
+    out_of_time: tuple[str, ...]
+    """Trained arms that the budget cut short or kept out."""
     smallest_detectable_difference: float | None
     break_even_requests: int | None
     rows_needed: int | None
@@ -107,6 +109,7 @@ class Decision:
             "arms": [arm.to_json() for arm in self.arms],
             "best_untrained": self.best_untrained,
             "not_measured": [{"arm": arm, "reason": why} for arm, why in self.not_measured],
+            "out_of_time": list(self.out_of_time),
             "smallest_detectable_difference": self.smallest_detectable_difference,
             "rows_needed": self.rows_needed,
             "break_even_requests": self.break_even_requests,

@@ -29,6 +29,7 @@ def decide(
     terms: Terms,
     *,
     not_measured: Sequence[tuple[str, str]] = (),
+    out_of_time: Sequence[str] = (),
     spent: dict[str, Any],
     seal: dict[str, Any],
 ) -> Decision:
@@ -42,25 +43,31 @@ def decide(
        answers depend on their prompts: adopt the cheapest of the arms shown to be at most the
        margin worse than the best one, by the cost of fitting and of one month's requests.
     3. Trained arms are better but their answers hardly depend on their prompts: collect-data.
-    4. Every trained arm is shown to gain at most the margin, or none was measured: adopt the
+    4. A trained arm was cut short by the budget, or kept out by it (`out_of_time`): inconclusive.
+    5. Every trained arm is shown to gain at most the margin, or none was measured: adopt the
        cheapest untrained arm near the best untrained one.
-    5. Otherwise these rows cannot tell: inconclusive if there are rows to enlarge the test set
+    6. Otherwise these rows cannot tell: inconclusive if there are rows to enlarge the test set
        with, else collect-data. `arm` is what to use meanwhile.
 
     Raises ValueError if two arms have one name.
     """
     if len({arm.name for arm in arms}) != len(arms):
         raise ValueError(f"arms of one name: {sorted(arm.name for arm in arms)}")
-    return _Court(arms, terms, tuple(not_measured)).decide(spent, seal)
+    return _Court(arms, terms, tuple(not_measured), tuple(out_of_time)).decide(spent, seal)
 
 
 class _Court:
     """One sitting: the evidence, and what was worked out from it so far."""
 
     def __init__(
-        self, arms: Sequence[ArmEvidence], terms: Terms, not_measured: tuple[tuple[str, str], ...]
+        self,
+        arms: Sequence[ArmEvidence],
+        terms: Terms,
+        not_measured: tuple[tuple[str, str], ...],
+        out_of_time: tuple[str, ...],
     ) -> None:
         self.terms = terms
+        self.out_of_time = out_of_time
         self.not_measured = not_measured
         self.results = self._judge(arms)
         self.measured = [arm for arm in self.results if arm.score is not None]
@@ -115,6 +122,10 @@ class _Court:
             arms=tuple(self.results),
             best_untrained=self.best_untrained,
             not_measured=self.not_measured,
+            out_of_time=(
+                *(arm.name for arm in self.trained if arm.evidence.cut_short),
+                *self.out_of_time,
+            ),
             smallest_detectable_difference=detectable,
             break_even_requests=paid_back,
             rows_needed=self.needed,
@@ -137,6 +148,8 @@ class _Court:
         if better:
             self._say_not_answering(better)
             return "collect-data", self._cheapest(self.untrained)[0]
+        if self._say_cut_short():
+            return "inconclusive", self._cheapest(self.untrained)[0]
         undecided = [
             arm for arm in self.trained if arm.delta is None or arm.delta.high > self.terms.margin
         ]
@@ -218,6 +231,19 @@ class _Court:
                     )
                 )
         self.because.append(reasons.unrelated_completions(self.terms.train_rows))
+
+    def _say_cut_short(self) -> bool:
+        """Whether more time could change the answer; if so, say where it ran out."""
+        cut = [arm for arm in self.trained if arm.evidence.cut_short]
+        for arm in cut:
+            self.because.append(
+                reasons.cut_short(
+                    arm.name, str(arm.evidence.cut_short), self.untrained[0].name, arm.delta
+                )
+            )
+        for name in self.out_of_time:
+            self.because.append(reasons.no_time(name))
+        return bool(cut or self.out_of_time)
 
     def _ask_for_rows(self, arm: ArmResult) -> Verdict:
         """Say that the test cannot tell about its most promising arm, and what would."""

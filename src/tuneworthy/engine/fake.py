@@ -151,6 +151,7 @@ class FakeEngine:
         return TrainingResult(
             settings=settings,
             steps=1,
+            planned_steps=1,
             best_step=1,
             dev_loss_before=1.0,
             dev_loss=dev_loss,

@@ -153,6 +153,7 @@ def train(
     return TrainingResult(
         settings=settings,
         steps=step,
+        planned_steps=total,
         best_step=best_step,
         dev_loss_before=before,
         dev_loss=best if best_step else dev_loss,

@@ -46,6 +46,10 @@ def verdict_line(decision: Decision) -> str:
 
 def confidence(decision: Decision) -> Confidence:
     """How sure the verdict is, from the trained arms' differences to the best untrained arm."""
+    if decision["verdict"] == "inconclusive" and decision["out_of_time"]:
+        return Confidence(
+            "Low", f"The budget ran out before {', '.join(decision['out_of_time'])} was done."
+        )
     if decision["verdict"] != "adopt":
         smallest = decision["smallest_detectable_difference"]
         if smallest is None:
@@ -126,6 +130,8 @@ def next_step(decision: Decision) -> str:
         return f"The trained weights are in arms/{arm}/model/ of the run folder."
     if decision["verdict"] == "adopt":
         return f"What {arm} was built from stands in arms/{arm}/fit.json of the run folder."
+    if decision["verdict"] == "inconclusive" and decision["out_of_time"]:
+        return "Give it more time, and it continues here: tuneworthy decide --budget 30m"
     rows = decision["rows_needed"]
     if rows is None:
         return "Add rows to your examples, then: tuneworthy decide"

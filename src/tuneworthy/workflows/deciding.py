@@ -41,6 +41,7 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
         return session.folder
     not_measured: list[dict[str, str]] = []
     for arm in session.asked_for():
+        _train_longer(session, arm.name)
         reason = arm.why_not(session.task(arm.name))
         if reason is None and not is_measured(session.folder, arm.name):
             reason = _too_late(session, arm)
@@ -58,10 +59,29 @@ def _nothing_left(session: Session) -> bool:
     """Whether the run has its decision, and not for want of time that there is now."""
     if not session.folder.decision.exists():
         return False
-    missing = store.read_json(session.folder.decision)["not_measured"]
-    if not any(item["reason"].startswith(OVER_BUDGET) for item in missing):
+    before = store.read_json(session.folder.decision)
+    if not before["out_of_time"]:
         return True
     return session.deadline is not None and time.monotonic() > session.deadline
+
+
+def cut_short(record: dict[str, Any]) -> str | None:
+    """How far training came when the budget ended it, from fit.json; None if it was not cut."""
+    training = record["training"]
+    if training is None or training["stopped"] != "deadline":
+        return None
+    return f"{training['steps']} of {training['planned_steps']} steps"
+
+
+def _train_longer(session: Session, arm: str) -> None:
+    """Forget an arm that an earlier, smaller budget cut short: it is trained again."""
+    record = session.fit_record(arm)
+    if record is None or cut_short(record) is None:
+        return
+    budget = session.project.budget
+    if budget is None or budget > record["budget"]:
+        session.say(f"{arm} was cut short by its budget before: training it again")
+        store.remove(session.folder.arm(arm))
 
 
 def is_measured(folder: RunFolder, arm: str) -> bool:
@@ -78,7 +98,11 @@ def fit_arm(session: Session, arm: Arm) -> Fitted:
     session.journal("fitting", {"arm": arm.name})
     with PeakMemory() as memory:
         fit = arm.fit(task)
-    record = {**fit.record, "memory_peak_bytes": memory.bytes}
+    record = {
+        **fit.record,
+        "memory_peak_bytes": memory.bytes,
+        "budget": session.project.budget,
+    }
     store.write_json(session.folder.fit(arm.name), record)
     session.journal("fitted", {"arm": arm.name, "why": record["why"], "seconds": record["seconds"]})
     return fit.fitted
@@ -149,6 +173,11 @@ def decision_from(
             seed=project.seed,
         ),
         not_measured=[(item["arm"], item["reason"]) for item in not_measured],
+        out_of_time=[
+            item["arm"]
+            for item in not_measured
+            if item["reason"].startswith(OVER_BUDGET) and ARMS[item["arm"]].trained
+        ],
         seal={
             "sha256": seal["sha256"],
             "rows": seal["rows"],
@@ -204,6 +233,7 @@ def arm_evidence(
         output_tokens=output_tokens,
         memory_peak_bytes=max(memory) or None,
         graded=graded,
+        cut_short=cut_short(fit),
     )
 
 

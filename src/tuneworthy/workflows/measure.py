@@ -173,8 +173,10 @@ class _Writer:
 
     def finish(self, memory_peak_bytes: int) -> None:
         self._flush(complete=True, memory_peak_bytes=memory_peak_bytes)
-        scores = list(self.scored.values())
-        clusters = [self.clusters[id_] for id_ in self.scored]
+        # In the order of the sealed set, as the decision takes them: the same interval.
+        ids = [id_ for id_ in self.clusters if id_ in self.scored]
+        scores = [self.scored[id_] for id_ in ids]
+        clusters = [self.clusters[id_] for id_ in ids]
         bounds = interval(scores, clusters, seed=self.session.project.seed)
         self.session.journal(
             "measured",
