@@ -278,7 +278,7 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
         assert list(written) == [
             "version", "task", "base", "metric", "margin", "requests_per_month",
             "verdict", "arm", "fine_tune", "because", "arms", "best_untrained", "not_measured",
-            "smallest_detectable_difference", "rows_needed", "break_even_requests",
+            "out_of_time", "smallest_detectable_difference", "rows_needed", "break_even_requests",
             "diagnosis", "forecast", "debt", "spent", "seal",
         ]  # fmt: skip
         assert written["verdict"] in ("adopt", "collect-data", "inconclusive")
