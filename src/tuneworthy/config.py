@@ -49,79 +49,112 @@ def _whole_or_share(value: Any) -> Any:
 
 Auto = Literal["auto"]
 Size = Annotated[int | float | str | None, BeforeValidator(_whole_or_share)]
+Duration = Annotated[float | None, BeforeValidator(parse_duration, json_schema_input_type=str)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    # Docstrings of fields become docs/reference/project-file.md.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True
+    )
 
 
 class Columns(_Settings):
     """Names of the two columns that hold a row."""
 
     prompt: str
+    """Column of the prompt: a text, or a list of chat turns."""
     completion: str
+    """Column of the completion."""
 
 
 class DataSettings(_Settings):
     """Where rows and documents come from and how they are split."""
 
     examples: str
+    """File or glob of rows (jsonl, json, csv, parquet), or hf:owner/name[:split]."""
     documents: str | None = None
+    """Folder, file or glob of texts for the rag arm (md, txt, html, pdf, docx, jsonl)."""
     columns: Columns | None = None
+    """Names of the two columns that hold a row, where they are none of the known formats."""
     group_by: str | None = None
+    """Field of a row; rows with one value of it never straddle a split, and count together."""
     test: Size = None
+    """Sealed rows: a number, a share, or a file of their own. Default: 20 % (20 to 200 rows)."""
     dev: Size = None
+    """Rows to choose on: a number, a share, or a file. Default: 10 % (20 to 100 rows)."""
     train: Annotated[int | None, Field(ge=1)] = None
+    """At most so many training rows. Default: all that are left."""
 
 
 class Prices(_Settings):
     """US dollars: an hour of this machine, and a million tokens at an endpoint."""
 
     machine_hour_usd: Annotated[float, Field(ge=0)] = 1.2
+    """An hour of this machine; not counted where an endpoint answers."""
     input_per_million_usd: Annotated[float, Field(ge=0)] = 0.0
+    """A million prompt tokens."""
     output_per_million_usd: Annotated[float, Field(ge=0)] = 0.0
+    """A million answer tokens."""
 
 
 class FewShot(_Settings):
     """Examples in context."""
 
     k: Annotated[int, Field(ge=1, le=100)] = 10
+    """Training rows in a prompt; fewer where the context is full."""
     select: Literal["auto", "fixed", "random", "similar"] = "auto"
+    """Which rows: the same for all, random ones, or those most like the prompt; auto: by dev."""
 
 
 class Lora(_Settings):
     """LoRA and its kin, by PEFT's names."""
 
     method: Literal["lora", "rslora", "dora", "pissa"] = "lora"
+    """The kind of adapter."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the adapter; alpha is twice as much."""
     learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """auto: the best of three on dev, after a short run each."""
     epochs: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Passes over the training rows at most, auto: 3; early stopping keeps the best on dev."""
 
 
 class Full(_Settings):
     """Fine-tuning of all weights."""
 
     learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """As for lora, from lower rates."""
     epochs: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """As for lora."""
 
 
 class Project(_Settings):
     """One task: what `tuneworthy.yaml` says, with every default filled in."""
 
     task: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=64)]
+    """Name of the task: letters, digits and '-'."""
     instruction: str | None = None
+    """What to do, in one or two sentences; a candidate for the system prompt."""
     base: str = "smollm2-135m-instruct"
+    """alias, folder, file.gguf, hf:owner/name, openai:model@url, or fake."""
     data: DataSettings
     metric: str = "auto"
+    """auto, exact, accuracy, json, chrf, rouge_l, regex:PATTERN or python:FILE.py:FUNCTION."""
     arms: Auto | tuple[str, ...] = "auto"
+    """Which arms to measure; auto: all that apply."""
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    budget: Annotated[float | None, BeforeValidator(parse_duration)] = None
+    """How much score you would give up for the cheaper arm."""
+    budget: Duration = None
+    """Wall-clock limit of decide: 90s, 30m, 4h, or none."""
     requests_per_month: Annotated[int, Field(ge=0)] = 100_000
+    """How many requests the task will have, for the cost side of the verdict."""
     prices: Prices = Prices()
     few_shot: FewShot = FewShot()
     lora: Lora = Lora()
     full: Full = Full()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of every random choice: splits, examples, training, resampling."""
 
     folder: Path = Field(default=Path(), exclude=True)
     """Where the project file lies; paths in it are relative to this."""

@@ -10,7 +10,7 @@ import typer
 from tuneworthy.config import Project, load_project
 
 ProjectArgument = Annotated[
-    Path, typer.Argument(metavar="[PROJECT]", help="A folder or a tuneworthy.yaml.")
+    Path, typer.Argument(metavar="PROJECT", help="A folder or a tuneworthy.yaml.")
 ]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Another base model than the project file's.")

@@ -10,7 +10,7 @@ from tuneworthy.cli import options, screen
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="[RUN]", help="A run folder, or a project: its newest run.")
+        Path, typer.Argument(metavar="RUN", help="A run folder, or a project: its newest run.")
     ] = Path(),
     json: options.JsonOption = False,
 ) -> None:
