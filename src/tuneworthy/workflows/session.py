@@ -32,6 +32,7 @@ from tuneworthy.store import Journal, RunFolder
 from tuneworthy.types import Base, Decoding, Embedder, Engine, Example, Metric
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "lancedb", "datasets")
+SHORTEST_ANSWER_TOKENS = 32
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -196,9 +197,13 @@ def check_pair(engine: Engine, example: Example) -> None:
 
 
 def longest_answer(engine: Engine, rows: Sequence[Example]) -> int:
-    """Tokens that every arm may say: the 99th percentile of the completions, end included."""
+    """Tokens that every arm may say: the 99th percentile of the completions, end included.
+
+    At least 32: where references are a word or two, an arm that answers in a sentence is not cut
+    off before it has said the word.
+    """
     lengths = [engine.count(e.prompt, e.completion) - engine.count(e.prompt) for e in rows]
-    return max(4, int(np.ceil(np.percentile(lengths, 99))))
+    return max(SHORTEST_ANSWER_TOKENS, int(np.ceil(np.percentile(lengths, 99))))
 
 
 def _settings(
