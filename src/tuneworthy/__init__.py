@@ -1,6 +1,7 @@
 """Should you fine-tune? An answer by measurement.
 
 import tuneworthy as tw
+
 decision = tw.decide("demo/home-commands")
 print(decision.verdict, decision.arm, decision.because)
 """

@@ -63,9 +63,9 @@ class Columns(_Settings):
     """Names of the two columns that hold a row."""
 
     prompt: str
-    """Column of the prompt: a text, or a list of chat turns."""
+    """Column of the prompt (text, or chat turns), where rows have none of the known formats."""
     completion: str
-    """Column of the completion."""
+    """Column of the completion, likewise."""
 
 
 class DataSettings(_Settings):
