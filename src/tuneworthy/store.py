@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from typing import Any
 import platformdirs
 
 from tuneworthy.errors import StorageError
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the operating system says when there is no more room."""
 
 
 def cache_folder() -> Path:
@@ -50,9 +56,10 @@ def guarded(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = f"free some space: df -h {path.parent}"
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
-            hint = f"check who may write there: ls -ld {path.parent}"
+        place = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+        hint = f"check who may write there: ls -ld {shlex.quote(str(place))}"
+        if error.errno in FULL:
+            hint = f"free some space, then run the same again: df -h {shlex.quote(str(place))}"
         raise StorageError(
             f"cannot be written: {error.strerror or error}", where=str(path), hint=hint
         ) from error
@@ -92,7 +99,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append one line a record; on disk when this returns.
+    """Append one line a record; on disk when this returns, and not at all if it raises.
 
     A line that a killed process left unfinished is cut off first.
     """
@@ -107,10 +114,15 @@ def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+                    size = file.truncate(file.read().rfind(b"\n") + 1)
+            try:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                # Some of the lines may stand there: the next attempt would write them twice.
+                os.ftruncate(file.fileno(), size)
+                raise
 
 
 def remove(folder: Path) -> None:
@@ -127,16 +139,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole line; a torn last line (a killed process) is left out. Empty if no file."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    # `append_jsonl` cuts off what has no line end, even where it happens to be JSON.
+    *lines, _torn = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
-        if not line:
-            continue
         try:
             records.append(json.loads(line))
         except ValueError:
-            if number == len(lines):
-                break
             raise StorageError(
                 "not JSON", where=f"{path}:{number}", hint="remove the run folder and run again"
             ) from None
@@ -203,14 +212,31 @@ class RunFolder:
 def runs(project_folder: Path) -> list[RunFolder]:
     """Every run of a project, oldest first."""
     folder = project_folder / "runs"
-    found = [p for p in folder.iterdir() if (p / "config.json").exists()] if folder.is_dir() else []
+    every = folder.iterdir() if folder.is_dir() else ()
+    found = [p for p in every if p.name[0] != "." and (p / "config.json").exists()]
     return [RunFolder(p) for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))]
 
 
-def new_run(project_folder: Path, task: str, digest: str) -> RunFolder:
-    """An empty run folder `runs/<task>-<time>-<short hash>/`."""
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    path = project_folder / "runs" / f"{task}-{stamp}-{digest[:8]}"
-    with guarded(path):
-        path.mkdir(parents=True, exist_ok=True)
-    return RunFolder(path)
+def new_run(
+    project_folder: Path, task: str, digest: str, fill: Callable[[RunFolder], None]
+) -> RunFolder:
+    """A run folder `runs/<task>-<time>-<short hash>/` with all that `fill` writes, or none."""
+    folder = project_folder / "runs"
+    draft = folder / f".draft-{secrets.token_hex(4)}"
+    try:
+        with guarded(draft):
+            draft.mkdir(parents=True)
+        fill(RunFolder(draft))
+        with guarded(draft):
+            while True:
+                stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+                path = folder / f"{task}-{stamp}-{digest[:8]}"
+                if not path.exists():
+                    draft.rename(path)
+                    return RunFolder(path)
+                time.sleep(0.1)  # one name a second
+    except BaseException:
+        remove(draft)
+        with suppress(OSError):
+            folder.rmdir()  # only if nothing else is in it
+        raise

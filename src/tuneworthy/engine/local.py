@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ class LocalEngine:
         answers: list[Answer | Failure] = [Failure("not answered")] * len(prompts)
 
         def keep(position: int, answer: Answer | Failure) -> None:
+            if isinstance(answer, Answer) and not self.chat.template:
+                # "Output: …" and the empty line after it belong to the plain format.
+                answer = replace(answer, text=answer.text.strip())
             answers[position] = answer
             if on_answer:
                 on_answer(position, answer)
@@ -94,15 +98,10 @@ class LocalEngine:
                 decoding,
                 stop_ids=self.chat.stop_ids,
                 stop=self.chat.stop,
-                decode=self._text,
+                decode=self.chat.decode,
                 on_answer=lambda i, answer: keep(fitting[i], answer),
             )
         return answers
-
-    def _text(self, ids: Sequence[int]) -> str:
-        text = self.chat.decode(ids)
-        # The plain format writes "Output: …": the blank belongs to the format.
-        return text.strip() if not self.chat.template else text
 
     def train(
         self,

@@ -78,13 +78,18 @@ def measure(session: Session, arm: str, fitted: Fitted, *, reason: str = "final"
     test = session.seal.open(arm, "continued" if known else reason, session.rows.test)
     rows = [example for example in test if example.id not in known]
     writer = _Writer(session, arm, test, before, state)
-    with PeakMemory() as memory:
-        answers = fitted.answer([e.prompt for e in rows], lambda i, a: writer.take(rows[i], a))
-        failed = [e for e, answer in zip(rows, answers) if isinstance(answer, Failure)]
-        if failed:
-            again = fitted.answer([example.prompt for example in failed])
-            for example, answer in zip(failed, again):
-                writer.take(example, answer, last=True)
+    try:
+        with PeakMemory() as memory:
+            answers = fitted.answer([e.prompt for e in rows], lambda i, a: writer.take(rows[i], a))
+            failed = [e for e, answer in zip(rows, answers) if isinstance(answer, Failure)]
+            if failed:
+                again = fitted.answer([example.prompt for example in failed])
+                for example, answer in zip(failed, again):
+                    writer.take(example, answer, last=True)
+    except BaseException:
+        # Ctrl-C, a full disk, an endpoint that went away: what was answered is kept.
+        writer.flush()
+        raise
     writer.finish(memory.bytes)
 
 
@@ -123,7 +128,7 @@ class _Writer:
             self.scored[example.id] = prediction.score
         self._tick()
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self._flush(complete=False)
+            self.flush()
 
     def _judge(self, example: Example, answer: Answer | Failure) -> Prediction:
         if isinstance(answer, Failure):
@@ -159,7 +164,8 @@ class _Writer:
     def _so_far(self) -> dict[str, Any]:
         return {"score": statistics.fmean(self.scored.values()) if self.scored else None}
 
-    def _flush(self, *, complete: bool, memory_peak_bytes: int = 0) -> None:
+    def flush(self, *, complete: bool = False, memory_peak_bytes: int = 0) -> None:
+        """Put what waits on disk, with the time spent so far."""
         store.append_jsonl(self.session.folder.predictions(self.arm), self.waiting)
         self.waiting = []
         self.flushed = time.monotonic()
@@ -172,7 +178,7 @@ class _Writer:
         store.write_json(self.session.folder.measured(self.arm), record)
 
     def finish(self, memory_peak_bytes: int) -> None:
-        self._flush(complete=True, memory_peak_bytes=memory_peak_bytes)
+        self.flush(complete=True, memory_peak_bytes=memory_peak_bytes)
         # In the order of the sealed set, as the decision takes them: the same interval.
         ids = [id_ for id_ in self.clusters if id_ in self.scored]
         scores = [self.scored[id_] for id_ in ids]

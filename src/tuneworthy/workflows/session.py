@@ -145,20 +145,29 @@ def open_session(
     settings = _settings(project, engine.base, metric, decoding)
     # The budget says when to stop, not what to do: a run continues under another one.
     identity = {name: s["value"] for name, s in settings.items() if name != "budget"}
-    digest = store.sha256_json([identity, prepared.sha256, engine.base.sha256])
+    # What the settings only name: another metric function or other documents are another run.
+    contents = [
+        prepared.sha256,
+        engine.base.sha256,
+        metrics.source_sha256(metric),
+        [[document.id, document.text] for document in documents],
+    ]
+    digest = store.sha256_json([identity, contents])
     folder = None if fresh else _same(project, digest)
     resumed = folder is not None
     if folder is None:
-        folder = store.new_run(project.folder, project.task, digest)
-        ledger.write_rows(folder.rows, rows)
-        store.write_jsonl(folder.ledger, prepared.ledger)
-        findings = [asdict(finding) for finding in prepared.findings]
-        store.write_json(folder.checks, {"findings": findings})
-        earlier = earlier_openings(project.folder, prepared.test_sha256)
-        Seal.create(folder.seal, rows.test, earlier)
-        # Last: a folder without config.json is no run.
         config = _config(project, engine.base, metric, rows, prepared.sha256, digest, settings)
-        store.write_json(folder.config, config)
+
+        def fill(new: RunFolder) -> None:
+            ledger.write_rows(new.rows, rows)
+            store.write_jsonl(new.ledger, prepared.ledger)
+            findings = [asdict(finding) for finding in prepared.findings]
+            store.write_json(new.checks, {"findings": findings})
+            earlier = earlier_openings(project.folder, prepared.test_sha256)
+            Seal.create(new.seal, rows.test, earlier)
+            store.write_json(new.config, config)
+
+        folder = store.new_run(project.folder, project.task, digest, fill)
     journal.path = folder.events
     session = Session(
         project=project,

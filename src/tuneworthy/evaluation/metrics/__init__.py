@@ -14,13 +14,22 @@ from tuneworthy.evaluation.metrics.auto import choose
 from tuneworthy.evaluation.metrics.chrf import Chrf
 from tuneworthy.evaluation.metrics.exact import Exact
 from tuneworthy.evaluation.metrics.json_object import JsonObject, json_object
-from tuneworthy.evaluation.metrics.python_function import python_function
+from tuneworthy.evaluation.metrics.python_function import PythonFunction, python_function
 from tuneworthy.evaluation.metrics.regex import regex
 from tuneworthy.evaluation.metrics.rouge_l import RougeL
 from tuneworthy.evaluation.metrics.words import normalised
+from tuneworthy.store import sha256_file
 from tuneworthy.types import Metric
 
-__all__ = ["METRICS", "LabelRow", "label_table", "reads_references", "resolve", "summary"]
+__all__ = [
+    "METRICS",
+    "LabelRow",
+    "label_table",
+    "reads_references",
+    "resolve",
+    "source_sha256",
+    "summary",
+]
 
 Maker = Callable[[str, Sequence[str], str, Path], Metric]
 """Takes what follows the name's colon, the completions, the reason, the project's folder."""
@@ -88,6 +97,11 @@ def reads_references(metric: Metric, completions: Sequence[str]) -> bool:
         for answer in different
         for other in different
     )
+
+
+def source_sha256(metric: Metric) -> str | None:
+    """Hash of the file of a user's function; None for our own metrics."""
+    return sha256_file(metric.file) if isinstance(metric, PythonFunction) else None
 
 
 def summary(metric: Metric, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
