@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -19,7 +20,6 @@ from typing import Any
 import platformdirs
 
 from tuneworthy.errors import StorageError
-
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the operating system says when there is no more room."""
@@ -48,6 +48,11 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """Hash of a JSON value that does not depend on the order of keys."""
     return sha256_text(json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")))
+
+
+def mended(text: str) -> str:
+    """The text with U+FFFD for every half character (a lone surrogate): UTF-8 has none."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tuneworthy.errors import ModelError
 from tuneworthy.types import Embedder, Engine
@@ -30,6 +31,13 @@ def open_engine(base: str, project_folder: Path, say: Callable[[str], None]) -> 
                 f"'{base}' is not openai:model@url",
                 where="base",
                 hint="base: openai:my-model@http://127.0.0.1:8000/v1",
+            )
+        if "@" in urlsplit(match[2]).netloc:
+            # The base's name is written into every run folder and report.
+            raise ModelError(
+                "the endpoint's address holds a password",
+                where="base",
+                hint="take it out and export OPENAI_API_KEY=…",
             )
         engine = EndpointEngine(match[1], match[2])
         engine.probe()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import queue
+import shlex
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from tuneworthy.types import (
     Base,
     Decoding,
     Failure,
+    Message,
     OnAnswer,
     Prompt,
     Report,
@@ -26,25 +30,36 @@ from tuneworthy.types import (
 
 CONCURRENCY = 8
 TIMEOUT_SECONDS = 120.0
+TIMEOUT_SETTING = "TUNEWORTHY_TIMEOUT_SECONDS"
 RETRIES = 3
 CONTEXT_LENGTH = 128_000
 GIVE_UP_AFTER = 5
-"""This many failed rows in a row, none answered yet: the endpoint is broken, not the rows."""
+"""After this many rows in a row without an answer, see whether the endpoint is still there."""
+
+
+class _Garbage(Exception):
+    """An answer that is not what the OpenAI format promises."""
+
+
+class _NoText(Exception):
+    """An answer in the right format with no text in it: refused, or a tool call."""
 
 
 class EndpointEngine:
     """Asks an endpoint; the key is `$OPENAI_API_KEY`, sent nowhere else and written nowhere."""
 
-    def __init__(self, model: str, url: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, model: str, url: str) -> None:
         import openai
 
         self.model, self.url = model, url
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self.client = openai.OpenAI(
             base_url=url,
-            api_key=os.environ.get("OPENAI_API_KEY", "none"),
-            timeout=timeout_seconds,
+            api_key=self._key or "none",
+            timeout=_timeout_seconds(),
             max_retries=RETRIES,
         )
+        self._has_answered = False
         self.base = Base(
             name=f"openai:{model}@{url}",
             sha256=store.sha256_text(f"{model}@{url}"),
@@ -56,50 +71,65 @@ class EndpointEngine:
 
     def probe(self) -> None:
         """One tiny request. Raises EndpointError unless it is answered in the OpenAI format."""
+        impatient = self.client.with_options(max_retries=1)
         try:
-            self._ask([{"role": "user", "content": "Say hello."}], Decoding(max_tokens=1))
+            self._ask((Message("user", "Say hello."),), Decoding(max_tokens=1), impatient)
+        except _NoText:
+            pass  # one token may hold no text
         except Exception as error:
             raise self._explain(error) from None
 
     def _explain(self, error: Exception) -> EndpointError:
         import openai
 
-        hint = f"curl {self.url}/models"
+        hint = f"curl {shlex.quote(self.url + '/models')}"
         if isinstance(error, openai.APITimeoutError):
-            what = f"no answer within {self.client.timeout:.0f} s, {RETRIES + 1} times"
+            what = f"no answer within {self.client.timeout:g} s"
+            hint = f"{TIMEOUT_SETTING}=600 tuneworthy … waits longer"
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             what, hint = f"refused the key (status {error.status_code})", "export OPENAI_API_KEY=…"
         elif isinstance(error, openai.APIStatusError):
-            what = f"answered with status {error.status_code}: {error.message[:120]}"
+            what = f"answered with status {error.status_code}: {error.message}"
         elif isinstance(error, openai.APIConnectionError):
-            what = "cannot be reached"
+            what = f"cannot be reached: {error.__cause__ or error}"
+        elif isinstance(error, _NoText):
+            what = str(error)
         else:
-            what = (
-                f"did not answer in the OpenAI format: {str(error)[:120] or type(error).__name__}"
-            )
-        return EndpointError(what, where=self.url, hint=hint)
+            what = f"did not answer in the OpenAI format: {error or type(error).__name__}"
+        what = store.mended(" ".join(what.split()))
+        if self._key:
+            what = what.replace(self._key, "$OPENAI_API_KEY")
+        return EndpointError(what[:200], where=self.url, hint=hint)
 
-    def _ask(self, messages: list[dict[str, str]], decoding: Decoding) -> Answer:
+    def _ask(self, prompt: Prompt, decoding: Decoding, client: Any) -> Answer:
         start = time.perf_counter()
-        reply: Any = self.client.chat.completions.create(
+        reply: Any = client.chat.completions.create(
             model=self.model,
-            messages=messages,  # type: ignore[arg-type]
+            messages=[{"role": m.role, "content": m.content} for m in prompt],
             max_tokens=decoding.max_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
             stop=list(decoding.stop) or None,
             seed=decoding.seed,
         )
-        choice = reply.choices[0]
-        if choice.message.content is None and choice.finish_reason != "length":
-            raise ValueError(f"no text in the answer (finish reason {choice.finish_reason!r})")
-        if reply.usage is None:
-            raise ValueError("no token counts in the answer")
+        try:
+            choice = reply.choices[0]
+            text, reason = choice.message.content, choice.finish_reason
+        except (AttributeError, IndexError, TypeError):
+            raise _Garbage(f"no choices[0].message in {str(reply)[:80]!r}") from None
+        if text is None and reason != "length":
+            raise _NoText(f"no text in the answer (finish reason {reason!r})")
+        if not isinstance(text, str | None):
+            raise _Garbage(f"the text is {text!r:.80}")
+        try:
+            tokens = int(reply.usage.prompt_tokens), int(reply.usage.completion_tokens)
+        except (AttributeError, TypeError, ValueError):
+            raise _Garbage("no token counts (usage)") from None
         return Answer(
-            text=choice.message.content or "",
-            prompt_tokens=reply.usage.prompt_tokens,
-            output_tokens=reply.usage.completion_tokens,
-            finish_reason="length" if choice.finish_reason == "length" else "stop",
+            text=store.mended(text or ""),
+            prompt_tokens=tokens[0],
+            output_tokens=tokens[1],
+            finish_reason="length" if reason == "length" else "stop",
             seconds=time.perf_counter() - start,
         )
 
@@ -119,33 +149,62 @@ class EndpointEngine:
         weights: Weights | None = None,
         on_answer: OnAnswer | None = None,
     ) -> list[Answer | Failure]:
-        """Raises EndpointError if the first rows all fail: then it is not about the rows."""
+        """A row that the endpoint refuses is a Failure.
+
+        Raises EndpointError if rows go unanswered one after another and the endpoint does not
+        answer a simple question either, or has not answered any row yet.
+        """
         if weights is not None:
             raise ModelError("an endpoint takes no weights", hint="use a local base model")
         answers: list[Answer | Failure] = [Failure("not asked")] * len(prompts)
-        failed_in_a_row, answered = 0, False
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            jobs = {
-                pool.submit(
-                    self._ask, [{"role": m.role, "content": m.content} for m in p], decoding
-                ): i
-                for i, p in enumerate(prompts)
-            }
-            for job in as_completed(jobs):
-                position = jobs[job]
-                try:
-                    answers[position] = job.result()
-                    answered, failed_in_a_row = True, 0
-                except Exception as error:
-                    explained = self._explain(error)
+        failed_in_a_row = 0
+        with closing(self._ask_all(prompts, decoding)) as results:
+            for position, result in results:
+                if isinstance(result, Answer):
+                    answers[position] = result
+                    self._has_answered, failed_in_a_row = True, 0
+                else:
+                    explained = self._explain(result)
                     answers[position] = Failure(explained.what)
                     failed_in_a_row += 1
-                    if not answered and failed_in_a_row >= min(GIVE_UP_AFTER, len(prompts)):
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise explained from None
+                    if failed_in_a_row >= min(GIVE_UP_AFTER, len(prompts)):
+                        if failed_in_a_row >= GIVE_UP_AFTER and not self._has_answered:
+                            raise explained
+                        self.probe()  # the rows are to blame if this is answered
+                        failed_in_a_row = 0
                 if on_answer:
                     on_answer(position, answers[position])
         return answers
+
+    def _ask_all(
+        self, prompts: Sequence[Prompt], decoding: Decoding
+    ) -> Generator[tuple[int, Answer | Exception], None, None]:
+        """Positions and what came of them, as they come; CONCURRENCY requests at a time."""
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        come: queue.SimpleQueue[tuple[int, Answer | Exception]] = queue.SimpleQueue()
+        left = threading.Event()
+        for position in range(len(prompts)):
+            waiting.put(position)
+
+        def work() -> None:
+            while not left.is_set():
+                try:
+                    position = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    come.put((position, self._ask(prompts[position], decoding, self.client)))
+                except Exception as error:
+                    come.put((position, error))
+
+        # Daemons, not an executor: Ctrl-C does not wait for an endpoint that hangs.
+        for _ in range(min(CONCURRENCY, len(prompts))):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            for _ in prompts:
+                yield come.get()
+        finally:
+            left.set()
 
     def train(
         self,
@@ -159,3 +218,18 @@ class EndpointEngine:
     ) -> TrainingResult:
         """Raises ModelError: an endpoint's weights are out of reach."""
         raise ModelError("an endpoint cannot be trained", hint="use a local base model")
+
+
+def _timeout_seconds() -> float:
+    text = os.environ.get(TIMEOUT_SETTING, "")
+    try:
+        seconds = float(text or TIMEOUT_SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise EndpointError(
+            f"'{text}' is not a number of seconds",
+            where=TIMEOUT_SETTING,
+            hint=f"export {TIMEOUT_SETTING}={TIMEOUT_SECONDS:g}",
+        )
+    return seconds
