@@ -148,7 +148,7 @@ def test_loss_of_one_batch_of_8_is_that_of_8_batches_of_1(
 
         class Keep(torch.optim.SGD):
             def step(self, *_: object) -> None:  # type: ignore[override]
-                kept.extend(p.grad.clone() for p in parameters)
+                kept.extend(p.grad.clone() for p in parameters)  # noqa: B023 (called in this turn)
 
         training._step(model, rows, parameters, Keep(parameters, lr=0.0), settings("full"))
         gradients.append(kept)

@@ -44,7 +44,13 @@ def test_every_arm_answers_the_same_sealed_rows(project: Path) -> None:
 def test_a_seal_is_opened_once_an_arm_and_only_for_measuring(project: Path) -> None:
     decision = tw.decide(project)
     openings = store.read_json(decision.folder / "seal.json")["openings"]
-    assert [o["arm"] for o in openings] == ["zero-shot", "system-prompt", "few-shot", "lora", "full"]
+    assert [o["arm"] for o in openings] == [
+        "zero-shot",
+        "system-prompt",
+        "few-shot",
+        "lora",
+        "full",
+    ]
     assert {o["reason"] for o in openings} == {"final"}
 
 
@@ -163,17 +169,28 @@ def test_training_that_pays_is_adopted(project_folder: Path) -> None:
 
 def test_facts_come_from_documents(project_folder: Path) -> None:
     rng = random.Random(0)
-    names = [f"{a}{b}" for a in ("bul", "char", "squ", "pik", "ead", "mew", "zub", "gol") for b in
-             ("ba", "mander", "irt", "achu", "ster", "two", "batto", "duck", "rant", "zel")]
+    names = [
+        f"{a}{b}"
+        for a in ("bul", "char", "squ", "pik", "ead", "mew", "zub", "gol")
+        for b in ("ba", "mander", "irt", "achu", "ster", "two", "batto", "duck", "rant", "zel")
+    ]
     weights = {name: rng.randint(1, 999) for name in names}
-    documents = [{"id": n, "text": f"The weight of {n} is {w} kilograms."} for n, w in weights.items()]
+    documents = [
+        {"id": n, "text": f"The weight of {n} is {w} kilograms."} for n, w in weights.items()
+    ]
     rows = [
         {"prompt": f"weight of {n}", "completion": documents[i]["text"], "creature": n}
         for i, n in enumerate(names)
     ]
     projects.write(
-        project_folder, rows, data__documents="documents.jsonl", data__group_by="creature",
-        data__test=25, data__dev=20, metric="exact", arms=["zero-shot", "few-shot", "rag", "lora"],
+        project_folder,
+        rows,
+        data__documents="documents.jsonl",
+        data__group_by="creature",
+        data__test=25,
+        data__dev=20,
+        metric="exact",
+        arms=["zero-shot", "few-shot", "rag", "lora"],
     )
     lines = "\n".join(json.dumps(document) for document in documents)
     (project_folder / "documents.jsonl").write_text(lines, "utf-8")
@@ -184,7 +201,10 @@ def test_facts_come_from_documents(project_folder: Path) -> None:
 
 
 def test_labels_bring_the_linear_arm(project_folder: Path) -> None:
-    rows = [{"prompt": row["prompt"], "completion": row["kind"].split("-")[0]} for row in projects.rows(400)]
+    rows = [
+        {"prompt": row["prompt"], "completion": row["kind"].split("-")[0]}
+        for row in projects.rows(400)
+    ]
     decision = tw.decide(projects.write(project_folder, rows, arms=["zero-shot", "linear"]))
     assert decision.record["metric"] == "accuracy"
     assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "linear", False)
