@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+from tuneworthy import store
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "100"
 
+# Before HOME is another one: where `make test` has put the real model.
+_MODELS = store.cache_folder()
 _connect = socket.socket.connect
 
 
@@ -45,3 +49,14 @@ def project_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def model_home(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache with the real model in it; `make test` fetches it first."""
+    from tuneworthy.engine.models import ALIASES, _converted
+
+    monkeypatch.setenv("TUNEWORTHY_HOME", str(_MODELS))
+    if not _converted(ALIASES["smollm2-135m-instruct"].sha256).is_dir():
+        pytest.skip("the real model is not here: tuneworthy models --fetch smollm2-135m-instruct")
+    return _MODELS
