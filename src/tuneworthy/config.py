@@ -47,6 +47,13 @@ def _whole_or_share(value: Any) -> Any:
     return value
 
 
+def _none_if_blank(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value.encode()  # raises ValueError for half a character, which YAML can escape
+    return value.strip() or None
+
+
 Auto = Literal["auto"]
 Size = Annotated[int | float | str | None, BeforeValidator(_whole_or_share)]
 Duration = Annotated[float | None, BeforeValidator(parse_duration, json_schema_input_type=str)]
@@ -134,7 +141,7 @@ class Project(_Settings):
 
     task: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=64)]
     """Name of the task: letters, digits and '-'."""
-    instruction: str | None = None
+    instruction: Annotated[str | None, BeforeValidator(_none_if_blank)] = None
     """What to do, in one or two sentences; a candidate for the system prompt."""
     base: str = "smollm2-135m-instruct"
     """alias, folder, file.gguf, hf:owner/name, openai:model@url, or fake."""
@@ -163,6 +170,8 @@ class Project(_Settings):
 
     @model_validator(mode="after")
     def _known_arms(self) -> Project:
+        if not self.arms:
+            raise ValueError(f"no arms; write auto, or some of {', '.join(ARM_NAMES)}")
         for name in self.arms if self.arms != "auto" else ():
             if name not in ARM_NAMES:
                 near = difflib.get_close_matches(name, ARM_NAMES, 1)
@@ -234,16 +243,28 @@ def load_project(path: Path | str = ".", overrides: dict[str, Any] | None = None
             hint="start with `task: my-task` and `data: {examples: examples.jsonl}`",
         )
     for name, value in (overrides or {}).items():
-        level = values
-        *parents, last = name.split(".")
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = value
+        _override(values, name, value)
     given = frozenset(name for name, _ in _flatten(values))
     try:
         return Project(**values, folder=file.parent, given=given)
     except (ValidationError, TypeError) as error:
         raise _explain(error, file, tree) from None
+
+
+def _override(values: dict[str, Any], name: str, value: Any) -> None:
+    level = values
+    *parents, last = name.split(".")
+    for parent in parents:
+        if level.get(parent) is None:
+            level[parent] = {}
+        level = level[parent]
+        if not isinstance(level, dict):
+            raise ProjectError(
+                f"'{parent}' has no keys below it",
+                where=f"--set {name}",
+                hint="docs/reference/project-file.md lists every key",
+            )
+    level[last] = value
 
 
 def _explain(error: ValidationError | TypeError, file: Path, tree: Any) -> ProjectError:

@@ -310,15 +310,6 @@ def test_completion_that_is_a_list(tmp_path: Path) -> None:
     assert refused(path)[0] == "rows.jsonl:1: 'completion' must be text, this is a list"
 
 
-def test_half_a_character(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "ab\\ud83d", "completion": "c"}')
-    assert refused(path) == (
-        "rows.jsonl:1: 'prompt' holds half a character (a lone surrogate) at position 3",
-        "write the whole character, or remove the row",
-    )
-
-
 def test_unknown_role(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]
     assert refused(lines(tmp_path, {"messages": messages})) == (

@@ -183,3 +183,17 @@ def test_every_input_row_is_in_the_ledger_once(
     assert {r["source"]: r["split"] for r in result.ledger if r["split"]} == kept
     ids = [row.id for _, part in result.rows.items() for row in part]
     assert len(ids) == len(set(ids))
+
+
+def test_half_a_character_is_replaced_and_told(project_folder: Path) -> None:
+    rows = [pair(n) for n in range(100)]
+    rows[4] = {"prompt": "a flag \ud83d here", "completion": "\udc00 and \U0001f600"}
+    result = prepared(project_folder, rows)
+    [kept] = [e for part in result.rows.items() for e in part[1] if e.source == "rows.jsonl:5"]
+    assert (kept.text, kept.completion) == ("a flag \ufffd here", "\ufffd and \U0001f600")
+    assert by_source(result)["rows.jsonl:5"]["reason"] == (
+        "half a character (a lone surrogate) replaced by U+FFFD"
+    )
+    [found] = [found for found in result.findings if found.check == "half-character"]
+    assert (found.severity, found.sources) == ("warning", ("rows.jsonl:5",))
+    write_rows(project_folder / "kept.jsonl", result.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -50,6 +51,10 @@ def main() -> None:
     """Run the command line. Exit codes as in the contract, section 4."""
     from tuneworthy.errors import TuneworthyError
 
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows fewer characters than the texts have is no reason to stop.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Set before torch or tokenizers are imported: no phone calls, no thread warnings.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -58,9 +63,7 @@ def main() -> None:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TuneworthyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        _complain(str(error), error.hint)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command continues from here", file=sys.stderr)
@@ -69,8 +72,23 @@ def main() -> None:
         # The reader of a pipe has left: nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # Nobody on the way had more to say about it.
+        place = f"{error.filename}: " if error.filename else ""
+        _complain(
+            f"{place}{error.strerror or error}",
+            "df -h . ; ls -ld . (is there room, and may you write here?)",
+        )
+        sys.exit(1)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error
             error.show()
             sys.exit(2)
         raise
+
+
+def _complain(what: str, hint: str | None) -> None:
+    """One line each: what quotes from files may hold line ends."""
+    print(f"error: {' '.join(what.splitlines())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {' '.join(hint.splitlines())}", file=sys.stderr)

@@ -28,13 +28,16 @@ def decide(
 
     Continues an interrupted run. Example: tuneworthy decide demo/home-commands --budget 30m
     """
-    loaded = options.load(
-        project, settings, base=base, budget=budget, arms=arms.split(",") if arms else None
-    )
+    loaded = options.load(project, settings, base=base, budget=budget, arms=_names(arms))
     from tuneworthy import store
+    from tuneworthy.config import ARM_NAMES
     from tuneworthy.errors import GateClosed
     from tuneworthy.workflows import deciding
 
+    if require is not None and require not in ARM_NAMES:
+        raise typer.BadParameter(
+            f"no arm is called '{require}' (known: {', '.join(ARM_NAMES)})", param_hint="--require"
+        )
     with screen.Screen() as talk:
         run = deciding.decide(loaded, listener=talk, fresh=fresh)
     decision = store.read_json(run.decision)
@@ -47,6 +50,10 @@ def decide(
             f"the verdict is {decision['verdict']} {decision['arm'] or ''}, not adopt {require}",
             hint=f"read why in {run.report}",
         )
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def show(decision: dict[str, object], report: str) -> None:

@@ -10,7 +10,9 @@ def doctor(json: options.JsonOption = False) -> None:
     """
     from tuneworthy.workflows.machine import examine
 
-    findings = examine()
+    with screen.Screen() as talk:
+        talk({"kind": "note", "text": "trying number formats, in half a minute at most"})
+        findings = examine()
     if json:
         screen.print_json(findings)
         return

@@ -18,5 +18,6 @@ def example(
     """
     from tuneworthy.examples import build
 
-    built = build(name, folder, screen.err.print)
-    screen.err.print(f"next: tuneworthy decide {built}")
+    with screen.Screen() as talk:
+        built = build(name, folder, lambda text: talk({"kind": "note", "text": text}))
+    screen.err.print(f"next: tuneworthy decide {built}", soft_wrap=True)

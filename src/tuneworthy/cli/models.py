@@ -24,7 +24,9 @@ def models(
     from tuneworthy.engine.models import describe, locate
 
     if fetch:
-        screen.err.print(f"{fetch}: ready in {locate(fetch, Path(), screen.err.print).folder}")
+        with screen.Screen() as talk:
+            located = locate(fetch, Path(), lambda text: talk({"kind": "note", "text": text}))
+        screen.err.print(f"{fetch}: ready in {located.folder}", soft_wrap=True)
         return
     known = describe()
     if json:

@@ -4,6 +4,15 @@ from pathlib import Path
 
 from tuneworthy.cli import options, screen
 
+ESTIMATED = (
+    "arm",
+    "minutes\nestimate",
+    "peak GiB\nestimate",
+    "run $\nestimate",
+    "$/1k requests\nestimate",
+    "how the estimate came about",
+)
+
 
 def plan(
     project: options.ProjectArgument = Path(),
@@ -26,8 +35,8 @@ def plan(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("arm", "minutes", "peak GiB", "run $", "$/1k requests", "how"):
-        table.add_column(heading, justify="left" if heading in ("arm", "how") else "right")
+    for heading in ESTIMATED:
+        table.add_column(heading, justify="right" if "\n" in heading else "left")
     for arm in result["arms"]:
         if arm["reason"]:
             table.add_row(arm["arm"], "-", "-", "-", "-", arm["reason"])
@@ -43,8 +52,8 @@ def plan(
     screen.out.print(table)
     screen.out.print(
         f"All figures are estimates from a probe of {result['probe_seconds']:.0f} s. "
-        f"Together: estimate {result['seconds_estimate'] / 60:.0f} minutes, "
-        f"${result['usd_estimate']:.2g}.",
+        f"Together: estimate {result['seconds_estimate'] / 60:.0f} minutes "
+        f"and ${result['usd_estimate']:.2g}.",
         soft_wrap=True,
     )
     screen.out.print(result["power"], soft_wrap=True)

@@ -5,6 +5,7 @@ Talk goes to stderr; stdout is for results.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from rich.text import Text
 QUIET_SECONDS = 8.0
 """Off a terminal, at most this long without a word."""
 
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+# Paths and rows hold brackets and colons that are not meant as markup.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -27,13 +29,15 @@ def print_json(value: Any) -> None:
     import json
     import sys
 
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=plain) + "\n")
 
 
 class Arms:
     """The state of each arm, built from events."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.rows: dict[str, dict[str, Any]] = {}
         self.phase_started: dict[tuple[str, str], float] = {}
         self.phase_from: dict[tuple[str, str], int] = {}
@@ -68,9 +72,9 @@ class Arms:
 
     def _progress(self, row: dict[str, Any], event: dict[str, Any]) -> None:
         key = (event["arm"], event["phase"])
-        began = self.phase_started.setdefault(key, time.monotonic())
+        began = self.phase_started.setdefault(key, self.clock())
         done, total = event["done"], event["total"]
-        spent = time.monotonic() - began
+        spent = self.clock() - began
         done_here = done - self.phase_from.setdefault(key, done)
         left = spent / done_here * (total - done) if done_here and spent > 1 else None
         state = event["phase"]
@@ -87,15 +91,18 @@ class Screen:
     def __init__(self, console: Console = err, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self.clock = clock
-        self.arms = Arms()
+        self.arms = Arms(clock)
         self.current = "starting"
         self.started = self.spoke = clock()
         self._live: Live | None = None
+        self._redirected = contextlib.redirect_stdout(console.file)
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._keep_talking, daemon=True)
 
     def __enter__(self) -> Self:
+        # What a library or a user's metric prints is talk, not data.
+        self._redirected.__enter__()
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self._picture,
@@ -114,6 +121,7 @@ class Screen:
             self._live.__exit__(*details)
         else:
             self._thread.join()
+        self._redirected.__exit__(*details)
 
     def __call__(self, event: dict[str, Any]) -> None:
         with self._lock:

@@ -254,13 +254,6 @@ def _text(value: Any, field: str) -> str:
             f"'{field}' has {len(value):,} characters, more than {LONGEST_TEXT:,}",
             "remove the row, or cut it into several",
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _Malformed(
-            f"'{field}' holds half a character (a lone surrogate) at position {error.start + 1}",
-            "write the whole character, or remove the row",
-        ) from None
     return value
 
 

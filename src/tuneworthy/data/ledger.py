@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from tuneworthy.data.formats import RawRow, read_rows, read_spec
 from tuneworthy.data.seal import content, sha256_rows
 from tuneworthy.data.split import Splits, Wanted, split
 from tuneworthy.errors import StorageError
-from tuneworthy.store import read_jsonl, sha256_json, write_jsonl
+from tuneworthy.store import mended, read_jsonl, sha256_json, write_jsonl
 from tuneworthy.types import Example, Message, SplitName
+
+MENDED = "half a character (a lone surrogate) replaced by U+FFFD"
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,14 @@ def read_rows_file(path: Path) -> Splits:
 
 
 def _row(raw: RawRow, pool: SplitName) -> _Row:
-    example = Example("", raw.prompt, raw.completion, raw.source, raw.group)
+    prompt = tuple(replace(turn, content=mended(turn.content)) for turn in raw.prompt)
+    group = None if raw.group is None else mended(raw.group)
+    example = Example("", prompt, mended(raw.completion), mended(raw.source), group)
     digest = sha256_json(content(example))
-    named = Example(f"r{digest[:12]}", raw.prompt, raw.completion, raw.source, raw.group)
-    return _Row(named, digest, pool)
+    row = _Row(replace(example, id=f"r{digest[:12]}"), digest, pool)
+    if (prompt, example.completion, group) != (raw.prompt, raw.completion, raw.group):
+        row.reason = MENDED
+    return row
 
 
 def _kept(rows: Sequence[_Row]) -> list[Example]:
@@ -227,4 +233,8 @@ def _drop_findings(rows: Sequence[_Row]) -> list[Finding]:
         if sources:
             summary = f"{plural(len(sources), 'row')} dropped for {text}"
             found.append(finding(kind, "warning", summary, sources))
+    sources = [row.example.source for row in rows if row.reason == MENDED]
+    if sources:
+        summary = f"{plural(len(sources), 'row')} kept with {MENDED}"
+        found.append(finding("half-character", "warning", summary, sources))
     return found

@@ -85,7 +85,7 @@ class EndpointEngine:
         hint = f"curl {shlex.quote(self.url + '/models')}"
         if isinstance(error, openai.APITimeoutError):
             what = f"no answer within {self.client.timeout:g} s"
-            hint = f"{TIMEOUT_SETTING}=600 tuneworthy … waits longer"
+            hint = f"export {TIMEOUT_SETTING}=600"
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             what, hint = f"refused the key (status {error.status_code})", "export OPENAI_API_KEY=…"
         elif isinstance(error, openai.APIStatusError):

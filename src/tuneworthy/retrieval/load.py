@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneworthy.errors import DocumentError
+from tuneworthy.store import mended
 
 TEXT_KINDS = (".md", ".markdown", ".txt")
 CONVERTED_KINDS = (".html", ".htm", ".pdf", ".docx")
@@ -95,7 +96,7 @@ def _read(file: Path, name: str) -> Iterator[Document]:
         return
     text = _text(file) if kind in TEXT_KINDS else _converted(file, kind)
     if text.strip():
-        yield Document(name, text, str(file))
+        yield Document(mended(name), text, mended(str(file)))
 
 
 def _bytes(file: Path) -> bytes:
@@ -185,4 +186,5 @@ def _read_jsonl(file: Path) -> Iterator[Document]:
                     hint='write a line as {"id": "a", "text": "…"}',
                 )
         if record["text"].strip():
-            yield Document(str(record["id"]), record["text"], where)
+            # JSON can escape half a character (a lone surrogate), UTF-8 cannot hold it.
+            yield Document(mended(str(record["id"])), mended(record["text"]), where)
