@@ -64,7 +64,7 @@ def test_ids_are_those_of_the_models_own_chat_template(model_home: Path) -> None
     engine = open_engine("smollm2-135m-instruct", model_home, lambda text: None)
     folder = engine.located.folder  # type: ignore[attr-defined]
     reference = transformers.AutoTokenizer.from_pretrained(folder)
-    text = "  Turn on\n\nthe {\"light\"} — 5 °C, ok? <b>été</b>  "
+    text = '  Turn on\n\nthe {"light"} — 5 °C, ok? <b>été</b>  '
     messages = [{"role": "user", "content": text}]
     rendered = reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     expected = reference.encode(rendered, add_special_tokens=False)
