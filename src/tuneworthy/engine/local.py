@@ -153,9 +153,7 @@ class LocalEngine:
                 folder = weights.folder
         model = load_causal(folder, self.format.dtype).to(self.format.device)
         if weights is not None and weights.kind == "adapter":
-            import peft
-
-            model = peft.PeftModel.from_pretrained(model, str(weights.folder)).merge_and_unload()
+            model = training.load_adapter(model, weights.folder)
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,25 @@ def prepare(model: Any, settings: TrainingSettings) -> Any:
         use_rslora=settings.method == "rslora",
         use_dora=settings.method == "dora",
     )
-    with warnings.catch_warnings():
-        # PEFT asks transformers for an attribute by its old name.
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet_peft():
         # Adapters stay in float32 over a 16-bit base: PEFT's autocast_adapter_dtype does it.
         return peft.get_peft_model(model, config)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT asks transformers for an attribute by its old name, and users are told."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """The model with an adapter merged into its weights."""
+    import peft
+
+    with quiet_peft():
+        return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def train(
