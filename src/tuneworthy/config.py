@@ -248,7 +248,7 @@ def load_project(path: Path | str = ".", overrides: dict[str, Any] | None = None
     try:
         return Project(**values, folder=file.parent, given=given)
     except (ValidationError, TypeError) as error:
-        raise _explain(error, file, tree) from None
+        raise _explain(error, file, tree, frozenset(overrides or ())) from None
 
 
 def _override(values: dict[str, Any], name: str, value: Any) -> None:
@@ -267,10 +267,16 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
     level[last] = value
 
 
-def _explain(error: ValidationError | TypeError, file: Path, tree: Any) -> ProjectError:
+def _explain(
+    error: ValidationError | TypeError, file: Path, tree: Any, overrides: frozenset[str]
+) -> ProjectError:
     """The first of pydantic's complaints as one line with a place and a hint."""
-    if isinstance(error, TypeError):
-        return ProjectError("keys must be words", where=str(file), hint="quote nothing but text")
+    if isinstance(error, TypeError):  # a key that is no text, or a field that is not a setting
+        return ProjectError(
+            "a key that is no setting",
+            where=str(file),
+            hint=f"known keys: {', '.join(_known_keys([]))}",
+        )
     complaints = error.errors()
     # An unknown key is the likelier cause of a missing one: say it first.
     complaint = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
@@ -278,6 +284,8 @@ def _explain(error: ValidationError | TypeError, file: Path, tree: Any) -> Proje
     line = _line_of(tree, path)
     where = f"{file}:{line}" if line else str(file)
     name = ".".join(p for p in path if not p.startswith(("function-", "literal", "constrained")))
+    if name in overrides:
+        where = "command line"
     if complaint["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.5)

@@ -34,7 +34,7 @@ def check(
     warnings = [f for f in result["findings"] if f["severity"] == "warning"]
     if strict and warnings:
         raise GateClosed(
-            f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}",
+            f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}, --strict allows none",
             hint="mend the rows named above, or check without --strict",
         )
 

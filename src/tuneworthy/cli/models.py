@@ -32,15 +32,15 @@ def models(
     if json:
         screen.print_json(known)
         return
-    screen.out.print("fake\n  deterministic, no weights: for trying things; ready", markup=False)
+    screen.out.print("fake\n  deterministic, no weights: for trying things; ready")
     for model in known:
         state = "ready" if model["ready"] else "fetched when first used"
         screen.out.print(
             f"{model['name']}\n  {model['what']}; {model['licence']}\n"
             f"  {model['source']}, {model['download_mb']} MB; {state}",
-            markup=False,
+            soft_wrap=True,
         )
     screen.out.print(
         "\nAlso: a folder of safetensors, a file.gguf, hf:owner/name, openai:model@https://host/v1",
-        markup=False,
+        soft_wrap=True,
     )
