@@ -208,6 +208,11 @@ def test_labels_bring_the_linear_arm(project_folder: Path) -> None:
     decision = tw.decide(projects.write(project_folder, rows, arms=["zero-shot", "linear"]))
     assert decision.record["metric"] == "accuracy"
     assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "linear", False)
+    measured = store.read_json(decision.folder / "arms" / "linear" / "measured.json")
+    labels = {row["label"]: row["n"] for row in measured["figures"]["labels"]}
+    assert set(labels) == set(projects.DEEDS) and sum(labels.values()) == 60
+    report = (decision.folder / "report.html").read_text("utf-8")
+    assert "Labels: linear" in report and "Precision" in report
     restored = tw.evaluate(project_folder, "linear")
     assert restored.score is not None and restored.score > 0.9
 

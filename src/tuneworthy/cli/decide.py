@@ -46,8 +46,11 @@ def decide(
     else:
         show(decision, str(run.report))
     if require and (decision["verdict"], decision["arm"]) != ("adopt", require):
+        verdict = decision["verdict"] + (
+            f" {decision['arm']}" if decision["verdict"] == "adopt" else ""
+        )
         raise GateClosed(
-            f"the verdict is {decision['verdict']} {decision['arm'] or ''}, not adopt {require}",
+            f"the verdict is {verdict}, not adopt {require}",
             hint=f"read why in {run.report}",
         )
 

@@ -33,7 +33,8 @@ def read_jsonl(path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            records.append((number, json.loads(line)))
+            # Without its end, after which a column would count from the next line's beginning.
+            records.append((number, json.loads(line.rstrip())))
         except (ValueError, RecursionError) as error:
             broken += 1
             first = first or (number, _reason(error))

@@ -89,7 +89,8 @@ class EndpointEngine:
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             what, hint = f"refused the key (status {error.status_code})", "export OPENAI_API_KEY=…"
         elif isinstance(error, openai.APIStatusError):
-            what = f"answered with status {error.status_code}: {error.message}"
+            said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -")
+            what = f"answered with status {error.status_code}" + (f": {said}" if said else "")
         elif isinstance(error, openai.APIConnectionError):
             what = f"cannot be reached: {error.__cause__ or error}"
         elif isinstance(error, _NoText):
@@ -116,7 +117,8 @@ class EndpointEngine:
             choice = reply.choices[0]
             text, reason = choice.message.content, choice.finish_reason
         except (AttributeError, IndexError, TypeError):
-            raise _Garbage(f"no choices[0].message in {str(reply)[:80]!r}") from None
+            shown = reply.to_dict() if hasattr(reply, "to_dict") else reply
+            raise _Garbage(f"no choices[0].message in {str(shown)[:80]}") from None
         if text is None and reason != "length":
             raise _NoText(f"no text in the answer (finish reason {reason!r})")
         if not isinstance(text, str | None):

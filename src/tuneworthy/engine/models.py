@@ -169,7 +169,11 @@ def _convert(file: Path, name: str, sha256: str, licence: str | None, say: Say) 
         ) from error
     packed = {type(p).__name__ for p in model.parameters()} - {"Parameter"}
     if packed:
-        raise ModelError(f"weights stay packed as {', '.join(packed)}", where=str(file))
+        raise ModelError(
+            f"weights stay packed as {', '.join(sorted(packed))}",
+            where=str(file),
+            hint="use the model's safetensors, or a GGUF file of another quantisation",
+        )
     # save_pretrained refuses a model that remembers being quantised.
     for memory in ("quantization_config", "_pre_quantization_dtype"):
         model.config.__dict__.pop(memory, None)

@@ -164,6 +164,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
             for arm in records.arms
         ],
         "pair": _first_pair(records),
+        "figured": [(arm.name, arm.figures) for arm in records.arms if arm.figures],
     }
     if decision is not None:
         context |= _verdict(decision)

@@ -20,6 +20,8 @@ class ArmRecords:
     name: str
     predictions: dict[str, Record]
     fit: Record | None
+    figures: Record | None
+    """What the metric says beside the score; see `evaluation.metrics.summary`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def read_run(run: RunFolder) -> RunRecords:
             name=name,
             predictions={line["id"]: line for line in read_jsonl(run.predictions(name))},
             fit=_if_there(run.fit(name)),
+            figures=(_if_there(run.measured(name)) or {"figures": None})["figures"],
         )
         for name in run.arms
     ]

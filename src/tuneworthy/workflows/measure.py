@@ -15,6 +15,7 @@ import psutil
 
 from tuneworthy import store
 from tuneworthy.arms import Fitted
+from tuneworthy.evaluation import metrics
 from tuneworthy.evaluation.statistics import interval
 from tuneworthy.types import Answer, Example, Failure, Prediction
 from tuneworthy.workflows.session import Session
@@ -105,6 +106,7 @@ class _Writer:
         state: dict[str, Any],
     ) -> None:
         self.session, self.arm, self.total = session, arm, len(test)
+        self.test = test
         self.references = chance_references(test, session.project.seed)
         self.clusters = {example.id: example.cluster for example in test}
         self.scored = {r["id"]: r["score"] for r in before if r["score"] is not None}
@@ -164,6 +166,16 @@ class _Writer:
     def _so_far(self) -> dict[str, Any]:
         return {"score": statistics.fmean(self.scored.values()) if self.scored else None}
 
+    def _figures(self) -> dict[str, Any]:
+        """What the metric says beside the score: shares that parsed or were exact, labels."""
+        said = {
+            record["id"]: record["text"]
+            for record in store.read_jsonl(self.session.folder.predictions(self.arm))
+            if record["failure"] is None
+        }
+        pairs = [(said[e.id], e.completion) for e in self.test if e.id in said]
+        return metrics.summary(self.session.metric, pairs)
+
     def flush(self, *, complete: bool = False, memory_peak_bytes: int = 0) -> None:
         """Put what waits on disk, with the time spent so far."""
         store.append_jsonl(self.session.folder.predictions(self.arm), self.waiting)
@@ -174,6 +186,7 @@ class _Writer:
             "seconds": self.state["seconds"] + self.flushed - self.start,
             "memory_peak_bytes": max(self.state["memory_peak_bytes"], memory_peak_bytes),
             "complete": complete,
+            "figures": self._figures() if complete else None,
         }
         store.write_json(self.session.folder.measured(self.arm), record)
 

@@ -71,7 +71,7 @@ def python_function(argument: str, why: str, folder: Path) -> PythonFunction:
             where="metric",
             hint="write metric: python:metric.py:score",
         )
-    file = folder / path
+    file = (folder / path).absolute()  # as tracebacks name it
     module = _load(file)
     found = getattr(module, function, None)
     if not callable(found):
