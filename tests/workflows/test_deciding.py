@@ -128,10 +128,34 @@ def test_a_killed_run_continues_where_it_was(
     assert decision.verdict == whole.verdict
 
 
-def test_other_settings_are_another_run(project: Path) -> None:
+def test_other_settings_of_an_arm_are_another_run(project: Path) -> None:
     first = tw.decide(project)
-    other = tw.decide(tw.load(project, margin=0.1))
+    other = tw.decide(tw.load(project, few_shot__k=2))
     assert first.folder != other.folder
+
+
+def test_other_terms_judge_the_same_measurements(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tw.decide(tw.load(project, arms=["zero-shot", "few-shot"]))
+    measured = (first.folder / "arms" / "few-shot" / "predictions.jsonl").stat().st_mtime_ns
+    second = tw.decide(
+        tw.load(
+            project, arms=["zero-shot", "few-shot", "lora"], margin=0.3, prices__machine_hour_usd=9
+        )
+    )
+    assert second.folder == first.folder
+    assert second.record["margin"] == 0.3
+    assert {arm["arm"] for arm in second.record["arms"]} == {"zero-shot", "few-shot", "lora"}
+    again = (second.folder / "arms" / "few-shot" / "predictions.jsonl").stat().st_mtime_ns
+    assert again == measured
+    cost = [
+        next(a for a in d.record["arms"] if a["arm"] == "few-shot")["cost"]["usd_per_1k_requests"]
+        for d in (first, second)
+    ]
+    assert cost[1] == pytest.approx(cost[0] * 9 / 1.2)
+    settings = store.read_json(second.folder / "config.json")["settings"]
+    assert settings["margin"] == {"value": 0.3, "origin": "given"}
 
 
 def test_a_model_that_cannot_be_loaded_ends_before_anything_is_measured(project: Path) -> None:

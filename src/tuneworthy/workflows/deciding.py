@@ -32,13 +32,11 @@ RESERVE = 1.3
 def decide(project: Project, *, listener: Listener | None = None, fresh: bool = False) -> RunFolder:
     """Measure every arm and write the verdict; the run folder holds all of it.
 
-    Continues an unfinished run; one that is finished is given back as it is, unless `fresh`. Arms
-    that do not apply, or for which the budget is too short, are named in the decision.
+    Takes up the run of the same rows, base and settings unless `fresh`: what it has measured is not
+    measured again, and other arms, prices, margins or budgets only add to it. Arms that do not
+    apply, or for which the budget is too short, are named in the decision.
     """
     session = open_session(project, listener=listener, fresh=fresh)
-    if _nothing_left(session):
-        session.say("measured before, nothing to do; --fresh measures again")
-        return session.folder
     not_measured: list[dict[str, str]] = []
     for arm in session.asked_for():
         _train_longer(session, arm.name)
@@ -53,16 +51,6 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
             fitted = fit_arm(session, arm)
             measure(session, arm.name, fitted)
     return finish(session, not_measured)
-
-
-def _nothing_left(session: Session) -> bool:
-    """Whether the run has its decision, and not for want of time that there is now."""
-    if not session.folder.decision.exists():
-        return False
-    before = store.read_json(session.folder.decision)
-    if not before["out_of_time"]:
-        return True
-    return session.deadline is not None and time.monotonic() > session.deadline
 
 
 def cut_short(record: dict[str, Any]) -> str | None:

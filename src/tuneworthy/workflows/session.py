@@ -33,6 +33,8 @@ from tuneworthy.types import Base, Decoding, Embedder, Engine, Example, Metric
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "lancedb", "datasets")
 SHORTEST_ANSWER_TOKENS = 32
+JUDGING_SETTINGS = ("arms", "budget", "margin", "prices.", "requests_per_month")
+"""They say how far to go and how to judge, not what an arm does: a run goes on under others."""
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -143,8 +145,11 @@ def open_session(
     decoding = Decoding(max_tokens=longest_answer(engine, (*rows.train, *rows.dev)))
 
     settings = _settings(project, engine.base, metric, decoding)
-    # The budget says when to stop, not what to do: a run continues under another one.
-    identity = {name: s["value"] for name, s in settings.items() if name != "budget"}
+    identity = {
+        name: setting["value"]
+        for name, setting in settings.items()
+        if not name.startswith(JUDGING_SETTINGS)
+    }
     # What the settings only name: another metric function or other documents are another run.
     contents = [
         prepared.sha256,
@@ -168,6 +173,8 @@ def open_session(
             store.write_json(new.config, config)
 
         folder = store.new_run(project.folder, project.task, digest, fill)
+    else:
+        store.write_json(folder.config, {**store.read_json(folder.config), "settings": settings})
     journal.path = folder.events
     session = Session(
         project=project,
