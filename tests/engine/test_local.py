@@ -157,6 +157,23 @@ def test_loss_of_one_batch_of_8_is_that_of_8_batches_of_1(
         torch.testing.assert_close(whole, cut, rtol=1e-4, atol=1e-6)
 
 
+def test_a_head_that_does_more_than_is_known_is_refused(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    real = transformers.LlamaForCausalLM.forward
+
+    def scaled(self: object, *args: object, **kwargs: object) -> object:
+        output = real(self, *args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", scaled)
+    with pytest.raises(ModelError, match="output head of"):
+        engine.train(ROWS[:8], ROWS[28:], settings("full"), tmp_path / "m", report=lambda k, f: 0)
+
+
 def test_a_diverging_loss_stops_the_run_with_what_to_try(
     engine: LocalEngine, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def train(
     usable = [row for row in rows if row.labels > 0]
     if not usable:
         raise ModelError("no row has a token to learn from", hint="tuneworthy check shows why")
+    check_head(model, usable[0])
     torch.manual_seed(settings.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -250,21 +251,43 @@ def _loss_sum(model: Any, rows: Sequence[TokenRow]) -> torch.Tensor:
     Rows are padded on the right: a causal model's real tokens never see what comes after them, so
     no mask is needed. The output head runs on label positions only.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    longest = max(len(row.ids) for row in rows)
-    ids_B_T = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
-    hidden_B_T_C = causal.model(input_ids=ids_B_T.to(causal.device)).last_hidden_state
-    hidden_L_C = torch.cat(
-        [h[row.prompt_length - 1 : len(row.ids) - 1] for h, row in zip(hidden_B_T_C, rows)]
-    )
+    logits_L_V = _label_logits(model, rows)
     targets_L = torch.tensor([i for row in rows for i in row.ids[row.prompt_length :]])
-    logits_L_V = causal.lm_head(hidden_L_C).float()
-    softcap = getattr(causal.config, "final_logit_softcapping", None)
-    if softcap:
-        logits_L_V = softcap * torch.tanh(logits_L_V / softcap)
     return torch.nn.functional.cross_entropy(
         logits_L_V, targets_L.to(logits_L_V.device), reduction="sum"
     )
+
+
+def _label_logits(model: Any, rows: Sequence[TokenRow]) -> torch.Tensor:
+    """Logits of the positions that predict labels, rows one after the other, shape (L, V)."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    longest = max(len(row.ids) for row in rows)
+    ids_B_T = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
+    hidden_B_T_C = causal.get_decoder()(input_ids=ids_B_T.to(causal.device)).last_hidden_state
+    hidden_L_C = torch.cat(
+        [h[row.prompt_length - 1 : len(row.ids) - 1] for h, row in zip(hidden_B_T_C, rows)]
+    )
+    logits_L_V = causal.get_output_embeddings()(hidden_L_C).float()
+    softcap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
+    return softcap * torch.tanh(logits_L_V / softcap) if softcap else logits_L_V
+
+
+@torch.no_grad()
+def check_head(model: Any, row: TokenRow) -> None:
+    """Raise ModelError if running the output head alone gives other logits than the model does.
+
+    Some architectures do more to their logits than soft-capping; to train them on others would
+    go unnoticed.
+    """
+    model.eval()
+    ours_L_V = _label_logits(model, [row])
+    whole_T_V = model(input_ids=torch.tensor([row.ids], device=model.device)).logits[0].float()
+    theirs_L_V = whole_T_V[row.prompt_length - 1 : len(row.ids) - 1]
+    if not torch.allclose(ours_L_V, theirs_L_V, rtol=0.05, atol=0.05):
+        raise ModelError(
+            f"training does not know the output head of {type(model).__name__}",
+            hint="use another base model",
+        )
 
 
 @torch.no_grad()
