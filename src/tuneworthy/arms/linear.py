@@ -23,7 +23,10 @@ class FittedLinear:
     def __init__(
         self, weights: np.ndarray, bias: np.ndarray, labels: Sequence[str], embedder: Embedder
     ) -> None:
-        self.weights, self.bias, self.labels = weights, bias, list(labels)
+        # Row by row in memory: safetensors writes what lies there, whatever the strides say.
+        self.weights = np.ascontiguousarray(weights, dtype=np.float32)
+        self.bias = np.ascontiguousarray(bias, dtype=np.float32)
+        self.labels = [str(label) for label in labels]
         self.embedder = embedder
 
     def answer(
@@ -68,9 +71,7 @@ class Linear:
             weights, bias = model.coef_, model.intercept_
             if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
                 weights, bias = np.vstack([-weights, weights]), np.concatenate([-bias, bias])
-            fitted = FittedLinear(
-                weights.astype(np.float32), bias.astype(np.float32), model.classes_, embedder
-            )
+            fitted = FittedLinear(weights, bias, model.classes_, embedder)
             answers = fitted.answer([example.prompt for example in task.dev])
             scores = [
                 task.metric.score(a.text, e.completion).value
@@ -83,7 +84,7 @@ class Linear:
         with store.guarded(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FILE).write_bytes(save({"weights": fitted.weights, "bias": fitted.bias}))
-        store.write_json(folder / "labels.json", {"labels": [str(x) for x in fitted.labels]})
+        store.write_json(folder / "labels.json", {"labels": fitted.labels})
         record = {
             "arm": self.name,
             "recipe": None,
