@@ -47,6 +47,9 @@ for _name, _verb in VERBS.items():
     app.command(_name)(_verb)
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line. Exit codes as in the contract, section 4."""
     from tuneworthy.errors import TuneworthyError
@@ -61,13 +64,16 @@ def main() -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("TQDM_DISABLE", "1")  # our own lines say what is going on
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except TuneworthyError as error:
         _complain(str(error), error.hint)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; the same command continues from here", file=sys.stderr)
-        sys.exit(130)
+        without = " without --fresh" if "--fresh" in sys.argv else ""
+        print(f"interrupted; the same command{without} continues from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe has left: nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
