@@ -534,18 +534,14 @@ def test_wrong_usage_is_2(tuneworthy: Tuneworthy, project: Path) -> None:
 
 
 def test_gates_are_3(tuneworthy: Tuneworthy, project: Path) -> None:
+    untrained = ("--arms", "zero-shot,few-shot")
+    assert tuneworthy("decide", "project", *untrained, "--require", "few-shot").code == 0
     outcome = tuneworthy("decide", "project", "--require", "lora")
     assert outcome.code == 3
     assert "VERDICT" in outcome.out
     *_, error, hint = outcome.err.splitlines()
     assert error == "error: the verdict is collect-data, not adopt lora"
     assert hint.startswith("hint: read why in project/runs/")
-    assert (
-        tuneworthy(
-            "decide", "project", "--arms", "zero-shot,few-shot", "--require", "few-shot"
-        ).code
-        == 0
-    )
     outcome = tuneworthy("check", "project", "--strict")
     assert outcome.code == 3
     assert outcome.err.splitlines()[-2:] == [
