@@ -70,7 +70,7 @@ def _keys(
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Dotted name, schema and default of each key, those of nested models after their parent's."""
     for name, field in schema["properties"].items():
-        if not prefix and name in ("folder", "given"):
+        if not prefix and name in ("folder", "given", "overrides"):
             continue  # known to the program only
         inner = _model(field)
         if inner is not None:

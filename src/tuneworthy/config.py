@@ -167,6 +167,8 @@ class Project(_Settings):
     """Where the project file lies; paths in it are relative to this."""
     given: frozenset[str] = Field(default=frozenset(), exclude=True)
     """Dotted names of the settings that the file gives."""
+    overrides: dict[str, Any] = Field(default={}, exclude=True)
+    """What the command line said in place of the file, by dotted name."""
 
     @model_validator(mode="after")
     def _known_arms(self) -> Project:
@@ -246,7 +248,7 @@ def load_project(path: Path | str = ".", overrides: dict[str, Any] | None = None
         _override(values, name, value)
     given = frozenset(name for name, _ in _flatten(values))
     try:
-        return Project(**values, folder=file.parent, given=given)
+        return Project(**values, folder=file.parent, given=given, overrides=dict(overrides or {}))
     except (ValidationError, TypeError) as error:
         raise _explain(error, file, tree, frozenset(overrides or ())) from None
 
@@ -313,7 +315,7 @@ def _known_keys(path: list[str]) -> list[str]:
         inner = model.model_fields[part].annotation
         options = getattr(inner, "__args__", (inner,))
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return [name for name in model.model_fields if name not in ("folder", "given")]
+    return [name for name in model.model_fields if name not in ("folder", "given", "overrides")]
 
 
 def _line_of(tree: Any, path: list[str]) -> int | None:

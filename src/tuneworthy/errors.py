@@ -6,7 +6,8 @@ TuneworthyError                 exit code 1: one `error:` line, one `hint:` line
 ├── DocumentError               documents that cannot be read
 ├── ModelError                  a base model that cannot be found, fetched or loaded
 │   ├── PickleRefused           weights in a format that runs code when loaded
-│   └── ChatTemplateError       a template that would damage training silently
+│   ├── ChatTemplateError       a template that would damage training silently
+│   └── TrainingDiverged        a loss that is no longer a number
 ├── EndpointError               an endpoint that fails, hangs or answers garbage
 ├── MetricError                 a metric that is unknown or that raised
 ├── FetchError                  a package registry that cannot be reached, or a wrong hash
@@ -30,6 +31,7 @@ __all__ = [
     "PickleRefused",
     "ProjectError",
     "StorageError",
+    "TrainingDiverged",
     "TuneworthyError",
 ]
 
@@ -75,6 +77,10 @@ class PickleRefused(ModelError):
 
 class ChatTemplateError(ModelError):
     """The chat template would make training differ from answering."""
+
+
+class TrainingDiverged(ModelError):
+    """The loss is no longer a number: this learning rate is too high for these rows."""
 
 
 class EndpointError(TuneworthyError):

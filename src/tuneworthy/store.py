@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import BaseFileLock, FileLock, Timeout
 
 from tuneworthy.errors import StorageError
 
@@ -155,6 +156,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 "not JSON", where=f"{path}:{number}", hint="remove the run folder and run again"
             ) from None
     return records
+
+
+def hold(folder: Path) -> BaseFileLock:
+    """Keep other processes out of a run folder for as long as the result lives.
+
+    Raises StorageError if another process is in it. The same process may enter again.
+    """
+    lock = FileLock(folder / ".lock", is_singleton=True)
+    with guarded(folder):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise StorageError(
+                "another process is working in this run",
+                where=str(folder),
+                hint="wait for it to end, or end it; what it has measured is kept",
+            ) from None
+    return lock
 
 
 class Journal:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,13 @@ from tests.fakes import projects
 from tuneworthy import store
 from tuneworthy.arms import ARMS
 from tuneworthy.engine import fake
-from tuneworthy.errors import DataError, ModelError, StorageError
+from tuneworthy.errors import (
+    DataError,
+    ModelError,
+    ProjectError,
+    StorageError,
+    TrainingDiverged,
+)
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows import deciding, measure, session
 
@@ -353,3 +362,55 @@ def test_a_finished_run_is_given_back(project: Path) -> None:
     second = tw.decide(project)
     assert second.folder == first.folder and second.record == first.record
     assert tw.decide(project, fresh=True).folder != first.folder
+
+
+def test_training_that_diverges_leaves_the_other_arms_alone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(*args: Any, **kwargs: Any) -> Any:
+        raise TrainingDiverged("the loss is nan at step 3: training diverged", hint="try less")
+
+    monkeypatch.setattr(fake.FakeEngine, "train", diverging)
+    decision = tw.decide(tw.load(project, arms=["zero-shot", "few-shot", "lora"]))
+    assert {arm["arm"] for arm in decision.record["arms"]} == {"zero-shot", "few-shot"}
+    reasons = {item["arm"]: item["reason"] for item in decision.record["not_measured"]}
+    assert reasons["lora"] == "the loss is nan at step 3: training diverged; try less"
+    with pytest.raises(TrainingDiverged):
+        tw.train(project, "lora")
+
+
+def test_a_run_without_an_arm_is_an_error(project: Path) -> None:
+    with pytest.raises(ProjectError, match="no arm could be measured: rag: the project names no"):
+        tw.decide(tw.load(project, arms=["rag"]))
+
+
+def test_a_second_process_is_kept_out_of_a_run(project: Path) -> None:
+    decision = tw.decide(project)
+    code = (
+        "import sys; from pathlib import Path; from tuneworthy import store;"
+        "lock = store.hold(Path(sys.argv[1])); print('in', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(decision.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        gc.collect()  # this process leaves the run with its session
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        with pytest.raises(StorageError, match="another process is working in this run"):
+            tw.decide(project)
+    finally:
+        other.communicate("")
+    assert tw.decide(project).record == decision.record
+
+
+def test_the_command_reproduces_the_run(project: Path) -> None:
+    decision = tw.decide(tw.load(project, arms=["zero-shot"], margin=0.05, metric="exact"))
+    command = store.read_json(decision.folder / "config.json")["command"]
+    assert command == (
+        f"tuneworthy decide {project} --set 'arms=[\"zero-shot\"]' "
+        "--set margin=0.05 --set metric=exact"
+    )
+    assert "--set margin=0.05" in (decision.folder / "report.html").read_text("utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 from tuneworthy import store
 from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
 from tuneworthy.arms.recipe import FittedRecipe, Recipe
-from tuneworthy.errors import ModelError
+from tuneworthy.errors import TrainingDiverged
 from tuneworthy.types import Example, Prompt, TrainingResult, TrainingSettings, Weights
 
 EPOCHS = 3.0
@@ -97,7 +97,7 @@ class Trained:
             what, began = f"learning rate {rate:.0e}", time.monotonic()
             try:
                 dev_loss = self._train(task, rows, settings, "sweep", what).dev_loss
-            except ModelError:  # diverged: a finding about this rate, not the end of the run
+            except TrainingDiverged:  # a finding about this rate, not the end of the run
                 dev_loss = None
             candidates.append(
                 {

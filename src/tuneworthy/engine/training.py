@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tuneworthy import store
-from tuneworthy.errors import ModelError
+from tuneworthy.errors import ModelError, TrainingDiverged
 from tuneworthy.types import Report, TrainingResult, TrainingSettings
 
 MICRO_BATCH_TOKENS = 2048
@@ -90,7 +90,7 @@ def train(
 ) -> TrainingResult:
     """Train a prepared model; the weights with the lowest dev loss are left in `folder`.
 
-    Raises ModelError if the loss is no longer a number, naming the step and what to try.
+    Raises TrainingDiverged if the loss is no longer a number, naming the step and what to try.
     """
     usable = [row for row in rows if row.labels > 0]
     if not usable:
@@ -117,7 +117,7 @@ def train(
         for batch in _epoch(usable, settings, epoch=step // steps_per_epoch):
             loss = _step(model, batch, trained, optimizer, settings)
             if not math.isfinite(loss):
-                raise ModelError(
+                raise TrainingDiverged(
                     f"the loss is {loss} at step {step + 1}: training diverged",
                     hint=f"try a learning rate of {settings.learning_rate / 4:.1e}",
                 )

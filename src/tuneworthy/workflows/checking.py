@@ -11,6 +11,7 @@ from tuneworthy.data import ledger
 from tuneworthy.data.formats import read_rows
 from tuneworthy.engine import open_engine
 from tuneworthy.evaluation import metrics
+from tuneworthy.retrieval.load import load_documents
 from tuneworthy.workflows.session import Listener, check_pair
 
 
@@ -24,6 +25,8 @@ def check(
     """
     say = lambda text: listener({"kind": "note", "text": text}) if listener else None  # noqa: E731
     read_rows(project)
+    documents = project.data.documents
+    found = load_documents(project.folder / documents) if documents else []
     engine = open_engine(project.base, project.folder, say) if tokens else None
     prepared = ledger.prepare(
         project,
@@ -44,6 +47,7 @@ def check(
             "train": len(rows.train),
             "dev": len(rows.dev),
             "test": len(rows.test),
+            **({"documents": len(found)} if documents else {}),
             **{f"dropped: {reason}": count for reason, count in sorted(dropped.items())},
         },
         "metric": {"name": metric.name, "why": metric.why},

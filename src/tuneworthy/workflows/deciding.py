@@ -18,7 +18,7 @@ from tuneworthy.decision import cost
 from tuneworthy.decision.evidence import ArmEvidence
 from tuneworthy.decision.records import Terms
 from tuneworthy.decision.rule import decide as judge
-from tuneworthy.errors import StorageError
+from tuneworthy.errors import ProjectError, StorageError, TrainingDiverged
 from tuneworthy.report import html
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows.measure import PeakMemory, measure
@@ -48,8 +48,19 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
             session.journal("skipped", not_measured[-1])
             continue
         if not is_measured(session.folder, arm.name):
-            fitted = fit_arm(session, arm)
+            try:
+                fitted = fit_arm(session, arm)
+            except TrainingDiverged as error:
+                # The other arms are none the worse for it.
+                not_measured.append({"arm": arm.name, "reason": f"{error.what}; {error.hint}"})
+                session.journal("skipped", not_measured[-1])
+                continue
             measure(session, arm.name, fitted)
+    if not any(is_measured(session.folder, name) for name in ARMS):
+        reasons = "; ".join(f"{item['arm']}: {item['reason']}" for item in not_measured)
+        raise ProjectError(
+            f"no arm could be measured: {reasons}", where="arms", hint="arms: auto tries them all"
+        )
     return finish(session, not_measured)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from filelock import BaseFileLock
 
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Arm, Kitchen, Task
@@ -50,6 +53,7 @@ class Session:
     decoding: Decoding
     journal: Journal
     seal: Seal
+    lock: BaseFileLock
     resumed: bool
     documents: Sequence[Document] = ()
     started: float = field(default_factory=time.monotonic)
@@ -174,7 +178,9 @@ def open_session(
 
         folder = store.new_run(project.folder, project.task, digest, fill)
     else:
-        store.write_json(folder.config, {**store.read_json(folder.config), "settings": settings})
+        terms = {"settings": settings, "command": _command(project)}
+        store.write_json(folder.config, {**store.read_json(folder.config), **terms})
+    lock = store.hold(folder.path)
     journal.path = folder.events
     session = Session(
         project=project,
@@ -185,6 +191,7 @@ def open_session(
         decoding=decoding,
         journal=journal,
         seal=Seal(folder.seal),
+        lock=lock,
         resumed=resumed,
         documents=documents,
         spent_before=_spent(folder) if resumed else 0.0,
@@ -257,7 +264,7 @@ def _config(
         "digest": digest,
         "created": store.now(),
         "tuneworthy": metadata.version("tuneworthy"),
-        "command": f"tuneworthy decide {project.folder}",
+        "command": _command(project),
         "settings": settings,
         "base": asdict(base),
         "metric": {
@@ -278,6 +285,14 @@ def _config(
             **{name: metadata.version(name) for name in PACKAGES},
         },
     }
+
+
+def _command(project: Project) -> str:
+    """What to type for the same run."""
+    words = ["tuneworthy", "decide", str(project.folder)]
+    for name, value in sorted(project.overrides.items()):
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
 
 
 def machine() -> dict[str, Any]:
