@@ -17,7 +17,9 @@ from tests.fakes import projects
 from tuneworthy import store
 
 SLOW = """
-import sys, time
+import signal, sys, time
+# A shell starts background jobs with the signal ignored, and so would the tests be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tuneworthy.engine import fake
 from tuneworthy.workflows import measure
 real = fake.FakeEngine._answer

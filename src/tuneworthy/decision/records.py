@@ -23,7 +23,7 @@ class Terms:
     requests_per_month: int
     train_rows: int
     rows_kept: int
-    """Rows of all three splits."""
+    """Rows of all three splits, and those that `data.train` left over."""
     reads_references: bool = True
     """False if the metric judges form alone; see `evaluation.metrics.reads_references`."""
     seed: int = 0

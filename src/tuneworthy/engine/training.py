@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -97,92 +97,118 @@ def train(
         raise ModelError("no row has a token to learn from", hint="tuneworthy check shows why")
     check_head(model, usable[0])
     torch.manual_seed(settings.seed)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    steps_per_epoch = math.ceil(len(usable) / settings.batch_rows)
-    total = max(1, round(settings.epochs * steps_per_epoch))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_decay(settings, total))
-    evaluate_every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
-
-    start = time.monotonic()
-    before = best = dev_loss = mean_loss(model, dev)
-    report("training", {"step": 0, "steps": total, "dev_loss": before, "seconds": 0.0})
-    history: list[dict[str, float]] = [{"step": 0, "epoch": 0.0, "dev_loss": before}]
-    best_step = step = tokens = label_tokens = without_gain = 0
-    stopped = "finished"
-    recent: list[float] = []
-    while step < total:
-        for batch in _epoch(usable, settings, epoch=step // steps_per_epoch):
-            loss = _step(model, batch, trained, optimizer, settings)
-            if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"the loss is {loss} at step {step + 1}: training diverged",
-                    hint=f"try a learning rate of {settings.learning_rate / 4:.1e}",
-                )
-            schedule.step()
-            step += 1
-            tokens += sum(len(row.ids) for row in batch)
-            label_tokens += sum(row.labels for row in batch)
-            recent.append(loss)
-            seconds = time.monotonic() - start
-            late = deadline is not None and time.monotonic() > deadline
-            fields: dict[str, float] = {
-                "step": step,
-                "epoch": step / steps_per_epoch,
-                "loss": loss,
-                "learning_rate": schedule.get_last_lr()[0],
-            }
-            if step % evaluate_every == 0 or step == total or late:
-                dev_loss = mean_loss(model, dev)
-                fields["dev_loss"] = dev_loss
-                fields["loss"] = sum(recent) / len(recent)
-                recent = []
-                if dev_loss < best:  # never true for NaN
-                    best, best_step, without_gain = dev_loss, step, 0
-                    _save(model, folder, settings, base_sha256)
-                else:
-                    without_gain += 1
-            history.append(fields)
-            kind = "training" if "dev_loss" in fields else "tick"
-            report(
-                kind,
-                {
-                    **fields,
-                    "steps": total,
-                    "seconds": seconds,
-                    "tokens_per_second": tokens / seconds,
-                },
-            )
-            if late:
-                stopped = "deadline"
-            elif without_gain >= settings.patience:
-                stopped = "early"
-            if step >= total or stopped != "finished":
-                break
-        if stopped != "finished":
-            break
-    if best_step == 0:
-        # Training never helped: the weights kept are the last ones, and fit.json says so.
-        _save(model, folder, settings, base_sha256)
+    run = _Training(model, usable, dev, settings, folder, base_sha256, report)
+    stopped = run.work(deadline)
     return TrainingResult(
         settings=settings,
-        steps=step,
-        planned_steps=total,
-        best_step=best_step,
-        dev_loss_before=before,
-        dev_loss=best if best_step else dev_loss,
-        train_loss=next(h["loss"] for h in reversed(history) if "loss" in h),
-        seconds=time.monotonic() - start,
-        tokens=tokens,
-        label_tokens=label_tokens,
-        trained_parameters=sum(p.numel() for p in trained),
+        steps=run.step,
+        planned_steps=run.total,
+        best_step=run.best_step,
+        dev_loss_before=run.before,
+        dev_loss=run.best if run.best_step else run.dev_loss,
+        train_loss=next(h["loss"] for h in reversed(run.history) if "loss" in h),
+        seconds=run.seconds,
+        tokens=run.tokens,
+        label_tokens=run.label_tokens,
+        trained_parameters=sum(p.numel() for p in run.trained),
         rows=len(usable),
         rows_without_labels=len(rows) - len(usable),
-        stopped=stopped,  # type: ignore[arg-type]
-        history=tuple(h for h in history if "dev_loss" in h),
+        stopped=stopped,
+        history=tuple(run.history),
     )
+
+
+class _Training:
+    """One training run as it goes: steps, evaluations on dev, the best weights so far."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[TokenRow],
+        dev: Sequence[TokenRow],
+        settings: TrainingSettings,
+        folder: Path,
+        base_sha256: str,
+        report: Report,
+    ) -> None:
+        self.model, self.rows, self.dev, self.settings = model, rows, dev, settings
+        self.folder, self.base_sha256, self.report = folder, base_sha256, report
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.steps_per_epoch = math.ceil(len(rows) / settings.batch_rows)
+        self.total = max(1, round(settings.epochs * self.steps_per_epoch))
+        self.evaluate_every = max(1, self.steps_per_epoch // settings.evaluations_per_epoch)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, _warmup_then_decay(settings, self.total)
+        )
+        self.start = time.monotonic()
+        self.step = self.best_step = self.tokens = self.label_tokens = self.without_gain = 0
+        self.recent: list[float] = []
+        self.before = self.best = self.dev_loss = mean_loss(model, dev)
+        self.history: list[dict[str, float]] = [{"step": 0, "epoch": 0.0, "dev_loss": self.before}]
+        report("training", {"step": 0, "steps": self.total, "dev_loss": self.before, "seconds": 0})
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def work(self, deadline: float | None) -> Literal["finished", "early", "deadline"]:
+        """Train to the end of the epochs, of the gains on dev, or of the time; why it ended."""
+        stopped: Literal["finished", "early", "deadline"] = "finished"
+        while self.step < self.total and stopped == "finished":
+            epoch = self.step // self.steps_per_epoch
+            for batch in _epoch(self.rows, self.settings, epoch):
+                late = self._advance(batch, deadline)
+                if late:
+                    stopped = "deadline"
+                elif self.without_gain >= self.settings.patience:
+                    stopped = "early"
+                if self.step >= self.total or stopped != "finished":
+                    break
+        if self.best_step == 0:
+            # Training never helped: the weights kept are the last ones, and fit.json says so.
+            _save(self.model, self.folder, self.settings, self.base_sha256)
+        return stopped
+
+    def _advance(self, batch: Sequence[TokenRow], deadline: float | None) -> bool:
+        """One step, with an evaluation where one is due; whether the time is up."""
+        loss = _step(self.model, batch, self.trained, self.optimizer, self.settings)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss is {loss} at step {self.step + 1}: training diverged",
+                hint=f"try a learning rate of {self.settings.learning_rate / 4:.1e}",
+            )
+        self.schedule.step()
+        self.step += 1
+        self.tokens += sum(len(row.ids) for row in batch)
+        self.label_tokens += sum(row.labels for row in batch)
+        self.recent.append(loss)
+        late = deadline is not None and time.monotonic() > deadline
+        fields: dict[str, float] = {
+            "step": self.step,
+            "epoch": self.step / self.steps_per_epoch,
+            "loss": loss,
+            "learning_rate": self.schedule.get_last_lr()[0],
+        }
+        due = self.step % self.evaluate_every == 0 or self.step == self.total or late
+        if due:
+            fields |= {"loss": sum(self.recent) / len(self.recent), "dev_loss": self._evaluate()}
+            self.recent = []
+            self.history.append(fields)
+        speed = {"seconds": self.seconds, "tokens_per_second": self.tokens / self.seconds}
+        self.report("training" if due else "tick", {**fields, "steps": self.total, **speed})
+        return late
+
+    def _evaluate(self) -> float:
+        self.dev_loss = mean_loss(self.model, self.dev)
+        if self.dev_loss < self.best:  # never true for NaN
+            self.best, self.best_step, self.without_gain = self.dev_loss, self.step, 0
+            _save(self.model, self.folder, self.settings, self.base_sha256)
+        else:
+            self.without_gain += 1
+        return self.dev_loss
 
 
 def _warmup_then_decay(settings: TrainingSettings, total: int) -> Callable[[int], float]:

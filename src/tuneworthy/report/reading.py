@@ -20,7 +20,7 @@ class ArmRecords:
     name: str
     predictions: dict[str, Record]
     fit: Record | None
-    figures: Record | None
+    figures: Record | None = None
     """What the metric says beside the score; see `evaluation.metrics.summary`."""
 
 

@@ -36,32 +36,39 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
     measured again, and other arms, prices, margins or budgets only add to it. Arms that do not
     apply, or for which the budget is too short, are named in the decision.
     """
-    session = open_session(project, listener=listener, fresh=fresh)
-    not_measured: list[dict[str, str]] = []
-    for arm in session.asked_for():
-        _train_longer(session, arm.name)
-        reason = arm.why_not(session.task(arm.name))
-        if reason is None and not is_measured(session.folder, arm.name):
-            reason = _too_late(session, arm)
-        if reason is not None:
-            not_measured.append({"arm": arm.name, "reason": reason})
-            session.journal("skipped", not_measured[-1])
-            continue
-        if not is_measured(session.folder, arm.name):
-            try:
-                fitted = fit_arm(session, arm)
-            except TrainingDiverged as error:
-                # The other arms are none the worse for it.
-                not_measured.append({"arm": arm.name, "reason": f"{error.what}; {error.hint}"})
+    with open_session(project, listener=listener, fresh=fresh) as session:
+        not_measured: list[dict[str, str]] = []
+        for arm in session.asked_for():
+            reason = _visit(session, arm)
+            if reason is not None:
+                not_measured.append({"arm": arm.name, "reason": reason})
                 session.journal("skipped", not_measured[-1])
-                continue
-            measure(session, arm.name, fitted)
-    if not any(is_measured(session.folder, name) for name in ARMS):
-        reasons = "; ".join(f"{item['arm']}: {item['reason']}" for item in not_measured)
-        raise ProjectError(
-            f"no arm could be measured: {reasons}", where="arms", hint="arms: auto tries them all"
-        )
-    return finish(session, not_measured)
+        if not any(is_measured(session.folder, name) for name in ARMS):
+            reasons = "; ".join(f"{item['arm']}: {item['reason']}" for item in not_measured)
+            raise ProjectError(
+                f"no arm could be measured: {reasons}",
+                where="arms",
+                hint="arms: auto tries them all",
+            )
+        return finish(session, not_measured)
+
+
+def _visit(session: Session, arm: Arm) -> str | None:
+    """Fit and measure an arm unless that is done; why it was not measured, None if it was."""
+    _train_longer(session, arm.name)
+    reason = arm.why_not(session.task(arm.name))
+    if reason is not None or is_measured(session.folder, arm.name):
+        return reason
+    reason = _too_late(session, arm)
+    if reason is not None:
+        return reason
+    try:
+        fitted = fit_arm(session, arm)
+    except TrainingDiverged as error:
+        # The other arms are none the worse for it.
+        return f"{error.what}; {error.hint}"
+    measure(session, arm.name, fitted)
+    return None
 
 
 def cut_short(record: dict[str, Any]) -> str | None:
@@ -167,7 +174,7 @@ def decision_from(
             margin=project.margin,
             requests_per_month=project.requests_per_month,
             train_rows=len(rows.train),
-            rows_kept=len(rows.train) + len(rows.dev) + len(rows.test),
+            rows_kept=_usable_rows(folder),
             reads_references=config["metric"]["reads_references"],
             seed=project.seed,
         ),
@@ -190,6 +197,12 @@ def decision_from(
             "exhaustive_seconds_estimate": None if skipped_for_time else seconds,
         },
     ).to_json()
+
+
+def _usable_rows(folder: RunFolder) -> int:
+    """Rows that a larger test set could be made of: those in a split and those left over."""
+    ledger_rows = store.read_jsonl(folder.ledger)
+    return sum(row["dropped"] in (None, "not-needed") for row in ledger_rows)
 
 
 def arm_evidence(

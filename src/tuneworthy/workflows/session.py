@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -43,7 +43,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Session:
-    """Everything a workflow needs; made by `open_session`."""
+    """Everything a workflow needs; made by `open_session`. Leaving it lets other processes in."""
 
     project: Project
     folder: RunFolder
@@ -59,6 +59,12 @@ class Session:
     started: float = field(default_factory=time.monotonic)
     spent_before: float = 0.0
     """Seconds that earlier processes of the same run worked."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
 
     @property
     def deadline(self) -> float | None:
@@ -116,6 +122,35 @@ class Session:
         return [arm for name, arm in ARMS.items() if name in wanted]
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """What a session is made of, before anything is written."""
+
+    engine: Engine
+    prepared: ledger.Prepared
+    documents: tuple[Document, ...]
+    metric: Metric
+    decoding: Decoding
+    settings: dict[str, dict[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that the measurements depend on: settings, rows, base, documents, metric."""
+        identity = {
+            name: setting["value"]
+            for name, setting in self.settings.items()
+            if not name.startswith(JUDGING_SETTINGS)
+        }
+        # What the settings only name: another metric function or other documents are another run.
+        contents = [
+            self.prepared.sha256,
+            self.engine.base.sha256,
+            metrics.source_sha256(self.metric),
+            [[document.id, document.text] for document in self.documents],
+        ]
+        return store.sha256_json([identity, contents])
+
+
 def open_session(
     project: Project, *, listener: Listener | None = None, fresh: bool = False
 ) -> Session:
@@ -127,7 +162,46 @@ def open_session(
     journal = Journal()
     if listener:
         journal.listeners.append(listener)
+    loaded = _load(project, journal)
+    folder = None if fresh else _same(project, loaded.digest)
+    resumed = folder is not None
+    if folder is None:
+        folder = _new(project, loaded)
+    lock = store.hold(folder.path)
+    if resumed:
+        terms = {"settings": loaded.settings, "command": _command(project)}
+        store.write_json(folder.config, {**store.read_json(folder.config), **terms})
+    journal.path = folder.events
+    rows = loaded.prepared.rows
+    findings = [asdict(finding) for finding in loaded.prepared.findings]
+    journal(
+        "run",
+        {
+            "folder": str(folder.path),
+            "resumed": resumed,
+            "base": loaded.engine.base.name,
+            "metric": loaded.metric.name,
+            "rows": {"train": len(rows.train), "dev": len(rows.dev), "test": len(rows.test)},
+            "findings": [finding for finding in findings if finding["severity"] == "warning"],
+        },
+    )
+    return Session(
+        project=project,
+        folder=folder,
+        engine=loaded.engine,
+        rows=rows,
+        metric=loaded.metric,
+        decoding=loaded.decoding,
+        journal=journal,
+        seal=Seal(folder.seal),
+        lock=lock,
+        resumed=resumed,
+        documents=loaded.documents,
+        spent_before=_spent(folder) if resumed else 0.0,
+    )
 
+
+def _load(project: Project, journal: Journal) -> _Loaded:
     def say(text: str) -> None:
         journal("note", {"text": text})
 
@@ -144,70 +218,27 @@ def open_session(
     rows = prepared.rows
     for example in (*rows.train, *rows.dev, *rows.test):
         check_pair(engine, example)
-    completions = [example.completion for example in (*rows.train, *rows.dev)]
-    metric = metrics.resolve(project.metric, completions, project.folder)
-    decoding = Decoding(max_tokens=longest_answer(engine, (*rows.train, *rows.dev)))
-
+    seen = (*rows.train, *rows.dev)
+    metric = metrics.resolve(project.metric, [e.completion for e in seen], project.folder)
+    decoding = Decoding(max_tokens=longest_answer(engine, seen))
     settings = _settings(project, engine.base, metric, decoding)
-    identity = {
-        name: setting["value"]
-        for name, setting in settings.items()
-        if not name.startswith(JUDGING_SETTINGS)
-    }
-    # What the settings only name: another metric function or other documents are another run.
-    contents = [
-        prepared.sha256,
-        engine.base.sha256,
-        metrics.source_sha256(metric),
-        [[document.id, document.text] for document in documents],
-    ]
-    digest = store.sha256_json([identity, contents])
-    folder = None if fresh else _same(project, digest)
-    resumed = folder is not None
-    if folder is None:
-        config = _config(project, engine.base, metric, rows, prepared.sha256, digest, settings)
+    return _Loaded(engine, prepared, documents, metric, decoding, settings)
 
-        def fill(new: RunFolder) -> None:
-            ledger.write_rows(new.rows, rows)
-            store.write_jsonl(new.ledger, prepared.ledger)
-            findings = [asdict(finding) for finding in prepared.findings]
-            store.write_json(new.checks, {"findings": findings})
-            earlier = earlier_openings(project.folder, prepared.test_sha256)
-            Seal.create(new.seal, rows.test, earlier)
-            store.write_json(new.config, config)
 
-        folder = store.new_run(project.folder, project.task, digest, fill)
-    else:
-        terms = {"settings": settings, "command": _command(project)}
-        store.write_json(folder.config, {**store.read_json(folder.config), **terms})
-    lock = store.hold(folder.path)
-    journal.path = folder.events
-    session = Session(
-        project=project,
-        folder=folder,
-        engine=engine,
-        rows=rows,
-        metric=metric,
-        decoding=decoding,
-        journal=journal,
-        seal=Seal(folder.seal),
-        lock=lock,
-        resumed=resumed,
-        documents=documents,
-        spent_before=_spent(folder) if resumed else 0.0,
-    )
-    journal(
-        "run",
-        {
-            "folder": str(folder.path),
-            "resumed": resumed,
-            "base": engine.base.name,
-            "metric": metric.name,
-            "rows": {"train": len(rows.train), "dev": len(rows.dev), "test": len(rows.test)},
-            "findings": [f for f in map(asdict, prepared.findings) if f["severity"] == "warning"],
-        },
-    )
-    return session
+def _new(project: Project, loaded: _Loaded) -> RunFolder:
+    """A new run folder with rows, ledger, findings, seal and settings, whole or not at all."""
+    prepared = loaded.prepared
+
+    def fill(new: RunFolder) -> None:
+        ledger.write_rows(new.rows, prepared.rows)
+        store.write_jsonl(new.ledger, prepared.ledger)
+        findings = [asdict(finding) for finding in prepared.findings]
+        store.write_json(new.checks, {"findings": findings})
+        earlier = earlier_openings(project.folder, prepared.test_sha256)
+        Seal.create(new.seal, prepared.rows.test, earlier)
+        store.write_json(new.config, _config(project, loaded))
+
+    return store.new_run(project.folder, project.task, loaded.digest, fill)
 
 
 def check_pair(engine: Engine, example: Example) -> None:
@@ -249,23 +280,16 @@ def _settings(
     return settings
 
 
-def _config(
-    project: Project,
-    base: Base,
-    metric: Metric,
-    rows: Splits,
-    data_sha256: str,
-    digest: str,
-    settings: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
+def _config(project: Project, loaded: _Loaded) -> dict[str, Any]:
+    base, metric, rows = loaded.engine.base, loaded.metric, loaded.prepared.rows
     return {
         "version": 1,
         "task": project.task,
-        "digest": digest,
+        "digest": loaded.digest,
         "created": store.now(),
         "tuneworthy": metadata.version("tuneworthy"),
         "command": _command(project),
-        "settings": settings,
+        "settings": loaded.settings,
         "base": asdict(base),
         "metric": {
             "name": metric.name,
@@ -276,7 +300,7 @@ def _config(
             ),
         },
         "data": {
-            "sha256": data_sha256,
+            "sha256": loaded.prepared.sha256,
             "rows": {"train": len(rows.train), "dev": len(rows.dev), "test": len(rows.test)},
         },
         "machine": machine(),
