@@ -137,6 +137,28 @@ def test_a_killed_run_continues_where_it_was(
     assert decision.verdict == whole.verdict
 
 
+def test_an_interruption_within_a_flush_writes_no_row_twice(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "FLUSH_SECONDS", 0.0)
+    real = store.append_jsonl
+
+    def interrupted(path: Path, records: Any) -> None:
+        real(path, records)
+        if path.name == "predictions.jsonl" and path.read_text("utf-8").count("\n") == 25:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "append_jsonl", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tw.decide(project)
+    monkeypatch.setattr(store, "append_jsonl", real)
+    [run] = store.runs(project)
+    assert run.predictions("zero-shot").read_text("utf-8").count("\n") == 25
+    decision = tw.decide(project)
+    assert len({p.id for p in decision.predictions("zero-shot")}) == 60
+    assert len(decision.predictions("zero-shot")) == 60
+
+
 def test_other_settings_of_an_arm_are_another_run(project: Path) -> None:
     first = tw.decide(project)
     other = tw.decide(tw.load(project, few_shot__k=2))

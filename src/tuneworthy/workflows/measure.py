@@ -89,7 +89,7 @@ def measure(session: Session, arm: str, fitted: Fitted, *, reason: str = "final"
                     writer.take(example, answer, last=True)
     except BaseException:
         # Ctrl-C, a full disk, an endpoint that went away: what was answered is kept.
-        writer.flush()
+        writer.rescue()
         raise
     writer.finish(memory.bytes)
 
@@ -189,6 +189,13 @@ class _Writer:
             "figures": self._figures() if complete else None,
         }
         store.write_json(self.session.folder.measured(self.arm), record)
+
+    def rescue(self) -> None:
+        """Flush after an interruption, which may have come in the middle of a flush."""
+        records = store.read_jsonl(self.session.folder.predictions(self.arm))
+        written = {record["id"] for record in records}
+        self.waiting = [record for record in self.waiting if record["id"] not in written]
+        self.flush()
 
     def finish(self, memory_peak_bytes: int) -> None:
         self.flush(complete=True, memory_peak_bytes=memory_peak_bytes)
