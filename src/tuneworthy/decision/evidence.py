@@ -101,7 +101,7 @@ class ArmEvidence:
         Training on answers that fit no prompt still teaches their form and their frequencies,
         and beats an untrained arm by that. So a trained arm must score above its own answers on
         other rows with p < 0.001, and by twice its margin of error even if four more clusters
-        had been misses: where nearly all rows share one answer, a lucky test set holds too few
+        had been misses (of a graded score: as bad as the worst cluster): where nearly all rows share one answer, a lucky test set holds too few
         misses to show how uncertain it is (Agresti and Coull (1998) add four for that reason).
         """
         measured = self.answers_the_prompt(seed)
@@ -109,13 +109,25 @@ class ArmEvidence:
             return False
         scores, chance, clusters = self._with_chance()
         rows = IMAGINED_MISSES * max(1, round(len(scores) / len(set(clusters))))
+        usual = float(np.mean(chance))
         imagined = compare(
-            [*scores, *[0.0] * rows],
-            [*chance, *[float(np.mean(chance))] * rows],
+            [*scores, *[max(0.0, usual - self._worst_loss()) if self.graded else 0.0] * rows],
+            [*chance, *[usual] * rows],
             [*clusters, *[("imagined", row % IMAGINED_MISSES) for row in range(rows)]],
             seed=seed,
         )
         return imagined is not None and imagined.low > imagined.value / 2
+
+    def _worst_loss(self) -> float:
+        """By how much the worst cluster scores below chance; 0 if none does.
+
+        A graded score is seldom 0 where an answer misses, and four clusters of 0 would outweigh
+        any gain on a test set of 15.
+        """
+        gains: dict[Hashable, list[float]] = {}
+        for score, chance, cluster in zip(*self._with_chance()):
+            gains.setdefault(cluster, []).append(score - chance)
+        return max(0.0, -min(float(np.mean(gain)) for gain in gains.values()))
 
     def cost_json(self) -> dict[str, Any]:
         """The `cost` object of decision.json; None where nothing was measured."""
