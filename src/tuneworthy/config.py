@@ -18,6 +18,7 @@ PROJECT_FILE = "tuneworthy.yaml"
 ARM_NAMES = (
     "zero-shot",
     "system-prompt",
+    "constrained",
     "few-shot",
     "rag",
     "linear",
@@ -114,15 +115,43 @@ class FewShot(_Settings):
     """Which rows: the same for all, random ones, or those most like the prompt; auto: by dev."""
 
 
+class GrammarSettings(_Settings):
+    """What answers are held to; without labels, regex and json_schema: what the rows share."""
+
+    labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The answers that there are, for the arm constrained. Default: read from the rows."""
+    regex: str | None = None
+    """A pattern for the whole answer, without look-around and back-references."""
+    json_schema: str | None = None
+    """File of a JSON Schema for the answer."""
+    arms: Literal["all"] | tuple[str, ...] = ()
+    """Arms to hold to it beside constrained: all, or a list such as [few-shot, lora]."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> GrammarSettings:
+        given = [kind for kind in ("labels", "regex", "json_schema") if getattr(self, kind)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them")
+        return self
+
+    def holds(self, arm: str) -> bool:
+        """Whether an arm other than `constrained` is held to the grammar."""
+        return self.arms == "all" or arm in self.arms
+
+
 class Lora(_Settings):
     """LoRA and its kin, by PEFT's names."""
 
-    method: Literal["lora", "rslora", "dora", "pissa"] = "lora"
-    """The kind of adapter."""
+    method: Literal[
+        "lora", "lora+", "rslora", "dora", "pissa", "olora", "loha", "lokr", "vera", "oft", "qlora"
+    ] = "lora"
+    """The kind of adapter; qlora needs a GPU and bitsandbytes."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of the adapter; alpha is twice as much."""
     learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
     """auto: the best of three on dev, after a short run each."""
+    batch_rows: Annotated[int, Field(ge=1)] = 8
+    """Rows of one optimizer step, over all processes; how they are packed changes no number."""
     epochs: Annotated[float, Field(gt=0)] | Auto = "auto"
     """Passes over the training rows at most, auto: 3; early stopping keeps the best on dev."""
 
@@ -132,6 +161,8 @@ class Full(_Settings):
 
     learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
     """As for lora, from lower rates."""
+    batch_rows: Annotated[int, Field(ge=1)] = 8
+    """As for lora."""
     epochs: Annotated[float, Field(gt=0)] | Auto = "auto"
     """As for lora."""
 
@@ -158,8 +189,11 @@ class Project(_Settings):
     """How many requests the task will have, for the cost side of the verdict."""
     prices: Prices = Prices()
     few_shot: FewShot = FewShot()
+    grammar: GrammarSettings = GrammarSettings()
     lora: Lora = Lora()
     full: Full = Full()
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Under torchrun: ddp, each process with all weights; fsdp, with a part; auto: fsdp for full."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of every random choice: splits, examples, training, resampling."""
 
@@ -174,7 +208,8 @@ class Project(_Settings):
     def _known_arms(self) -> Project:
         if not self.arms:
             raise ValueError(f"no arms; write auto, or some of {', '.join(ARM_NAMES)}")
-        for name in self.arms if self.arms != "auto" else ():
+        held = self.grammar.arms
+        for name in (*(() if self.arms == "auto" else self.arms), *(() if held == "all" else held)):
             if name not in ARM_NAMES:
                 near = difflib.get_close_matches(name, ARM_NAMES, 1)
                 raise ValueError(

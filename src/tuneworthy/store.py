@@ -131,6 +131,41 @@ def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
                 raise
 
 
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; when it is filled it takes the place of `folder` in one step.
+
+    If filling fails, or the process ends within it, what was there before stays; `settle` puts it
+    back if the process ended between the two renamings.
+    """
+    draft = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old")
+    with guarded(folder):
+        remove(draft)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            for path in draft.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        except BaseException:
+            remove(draft)
+            raise
+        remove(old)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+        remove(old)
+
+
+def settle(folder: Path) -> None:
+    """Put back what `replaced` had moved aside when its process was killed."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        with guarded(folder):
+            old.rename(folder)
+
+
 def remove(folder: Path) -> None:
     """Remove a folder and all in it; nothing happens if it is not there."""
     shutil.rmtree(folder, ignore_errors=True)

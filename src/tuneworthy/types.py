@@ -49,6 +49,20 @@ class Example:
         return "\n".join(message.content for message in self.prompt)
 
 
+GrammarKind = Literal["labels", "regex", "json_schema"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must be: decoding that is held to it allows nothing else."""
+
+    kind: GrammarKind
+    source: str
+    """The labels as a JSON list, the pattern, or the schema as JSON."""
+    separators: tuple[str, str] | None = None
+    """What JSON has between items and after a key, exactly; None: any, with a little white space."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """How answers are decoded: the same for every arm of a run."""
@@ -58,6 +72,8 @@ class Decoding:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    grammar: Grammar | None = None
+    """Set for the arms that are held to one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +173,8 @@ class TrainingSettings:
     evaluations_per_epoch: int = 2
     patience: int = 2
     seed: int = 0
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share the work: each with all weights, or with a part of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +188,8 @@ class TrainingResult:
     dev_loss_before: float
     dev_loss: float
     train_loss: float
+    """On a sample of training rows, under the weights that were kept: the gap to `dev_loss` is
+    over-fitting."""
     seconds: float
     tokens: int
     """Tokens of real input seen, padding not counted."""
@@ -178,6 +198,13 @@ class TrainingResult:
     rows: int
     rows_without_labels: int
     stopped: Literal["finished", "early", "deadline"]
+    train_verbatim: float = 0.0
+    """Share of the sampled training completions that greedy decoding gives back word for word."""
+    dev_verbatim: float = 0.0
+    """The same of dev completions: what is no memory of the rows."""
+    sample_rows: int = 0
+    how: dict[str, Any] = field(default_factory=dict)
+    """What was chosen by detection, and why: number format, packs, layers, processes."""
     history: tuple[dict[str, float], ...] = ()
 
 
@@ -202,6 +229,8 @@ class Engine(Protocol):
     """A loaded base model: counts, answers and, where it can, trains."""
 
     base: Base
+    grammars: tuple[GrammarKind, ...]
+    """Kinds of grammar that its answers can be held to."""
 
     def count(self, prompt: Prompt, completion: str | None = None) -> int:
         """Tokens of the prompt as the model gets it; with a completion, of both and the end."""

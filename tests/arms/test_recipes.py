@@ -65,7 +65,7 @@ def task(project_folder: Path) -> Task:
 
 
 def test_the_table_was_found() -> None:
-    assert len(ARMS) == 7
+    assert len(ARMS) == 8
 
 
 @pytest.mark.parametrize("name", ARMS)

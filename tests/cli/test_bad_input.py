@@ -164,7 +164,7 @@ PROJECT_CASES: dict[str, tuple[str, str, str]] = {
         "task: t\nzzz: 1\ndata: {examples: examples.jsonl}\n",
         "project/tuneworthy.yaml:2: unknown key 'zzz'",
         "known keys: task, instruction, base, data, metric, arms, margin, budget, "
-        "requests_per_month, prices, few_shot, lora, full, seed",
+        "requests_per_month, prices, few_shot, grammar, lora, full, parallel, seed",
     ),
     "missing key": (
         "task: t\nbase: fake\n",
@@ -189,7 +189,25 @@ PROJECT_CASES: dict[str, tuple[str, str, str]] = {
     "unknown arm": (
         "task: t\ndata: {examples: examples.jsonl}\narms: [zero-shot, lroa]\n",
         "project/tuneworthy.yaml: no arm is called 'lroa'; did you mean 'lora'? "
-        "(known: zero-shot, system-prompt, few-shot, rag, linear, lora, full)",
+        "(known: zero-shot, system-prompt, constrained, few-shot, rag, linear, lora, full)",
+        "docs/reference/project-file.md lists every key with its values",
+    ),
+    "two grammars": (
+        "task: t\ndata: {examples: examples.jsonl}\ngrammar: {regex: a, labels: [a]}\n",
+        "project/tuneworthy.yaml:3: 'grammar': labels and regex: give one of them "
+        "(got {'regex': 'a', 'labels': ['a']})",
+        "docs/reference/project-file.md lists every key with its values",
+    ),
+    "a grammar that is none": (
+        "task: t\nbase: fake\ndata: {examples: examples.jsonl}\ngrammar: {regex: (a}\n",
+        'grammar.regex: cannot be used: invalid regex "(a" (in regex): regex parse error: '
+        "(a ^ error: unclosed group",
+        "docs/concepts/arms.md says what a grammar cannot hold",
+    ),
+    "a grammar for no arm": (
+        "task: t\ndata: {examples: examples.jsonl}\ngrammar: {arms: [lroa]}\n",
+        "project/tuneworthy.yaml: no arm is called 'lroa'; did you mean 'lora'? "
+        "(known: zero-shot, system-prompt, constrained, few-shot, rag, linear, lora, full)",
         "docs/reference/project-file.md lists every key with its values",
     ),
     "share above one": (

@@ -69,6 +69,34 @@ def test_the_cheaper_of_two_equal_untrained_arms_is_adopted() -> None:
     assert decision.arm == decision.best_untrained == "system-prompt"
 
 
+def test_what_a_grammar_gives_is_said_and_what_it_does_not_give() -> None:
+    arms = (
+        arm("zero-shot", right(40)),
+        arm("constrained", right(90), without_grammar="zero-shot"),
+        arm("few-shot", right(100)),
+        arm("lora", right(180)),
+    )
+    decision = judged(*arms)
+    assert "The grammar alone: constrained scores 0.250 more than zero-shot" in said(decision)
+    assert "lora scores 0.450 more than constrained" in said(decision)
+    worth = {each["arm"]: each["grammar_worth"] for each in decision.to_json()["arms"]}
+    assert worth["constrained"]["over"] == "zero-shot" and worth["lora"] is None
+    assert worth["constrained"]["value"] == pytest.approx(0.25)
+    # Without the arm to compare with there is nothing to say.
+    assert "The grammar alone" not in said(judged(*arms[1:]))
+
+
+def test_training_within_the_margin_of_a_grammar_is_not_adopted() -> None:
+    """Training beats prompting, but only by the form that a grammar gives for nothing."""
+    decision = judged(
+        arm("zero-shot", right(20)),
+        arm("constrained", right(180), without_grammar="zero-shot"),
+        arm("lora", right(182), usd_per_1k_requests=0.02),
+        margin=0.05,
+    )
+    assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "constrained", False)
+
+
 def test_fitting_and_volume_decide_which_is_cheapest() -> None:
     arms = (
         arm("zero-shot", right(20)),
@@ -287,7 +315,8 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
         for each in written["arms"]:
             assert list(each) == [
                 "arm", "trained", "score", "interval", "n", "failures", "unparsed", "chance",
-                "answers_the_prompt", "delta_vs_best_untrained", "cost", "memory_peak_bytes", "fit",
+                "answers_the_prompt", "delta_vs_best_untrained", "grammar_worth", "cost",
+                "memory_peak_bytes", "fit",
             ]  # fmt: skip
             assert list(each["cost"]) == [
                 "fit_seconds", "fit_usd", "usd_per_1k_requests", "seconds_per_request",

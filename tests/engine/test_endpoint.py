@@ -17,7 +17,7 @@ from tests.fakes.endpoint import HANG, PROBE, Reply, nearest_neighbour, said, se
 from tuneworthy.engine import open_engine
 from tuneworthy.engine.endpoint import CONCURRENCY, GIVE_UP_AFTER, RETRIES, EndpointEngine
 from tuneworthy.errors import EndpointError, ModelError
-from tuneworthy.types import Answer, Decoding, Failure, Message, Prompt
+from tuneworthy.types import Answer, Decoding, Failure, Grammar, Message, Prompt
 
 DECODING = Decoding(max_tokens=32, stop=("END",), seed=7)
 
@@ -221,6 +221,24 @@ def test_addresses(base: str, error: str, tmp_path: Path) -> None:
     assert "secret" not in f"{caught.value}{caught.value.hint}"
 
 
+def test_a_grammar_is_asked_for_in_the_formats_own_field() -> None:
+    answers = iter(['{"answer": "no way"}', "not JSON", '{"a": 1}'])
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    held = [
+        Grammar("labels", '["yes", "no way"]'),
+        Grammar("labels", '["yes", "no way"]'),
+        Grammar("json_schema", json.dumps(schema), (",", ":")),
+    ]
+    with serving(lambda n, body: (200, said(next(answers)))) as endpoint:
+        engine = EndpointEngine("m", endpoint.url)
+        asked = [Decoding(max_tokens=9, grammar=grammar) for grammar in held]
+        given = [engine.generate(prompts(1), decoding)[0] for decoding in asked]
+    assert [a.text for a in given if isinstance(a, Answer)] == ["no way", "not JSON", '{"a": 1}']
+    labels, _, own = [body["response_format"]["json_schema"]["schema"] for body in endpoint.asked]
+    assert labels["properties"]["answer"]["enum"] == ["yes", "no way"]
+    assert own == schema
+
+
 def test_decide_by_an_endpoint(project_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "sk-test-0123456789abcdef"
     monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -246,7 +264,12 @@ def test_decide_by_an_endpoint(project_folder: Path, monkeypatch: pytest.MonkeyP
         decision = tw.decide(project_folder)
     record = decision.record
     assert endpoint.keys == {f"Bearer {key}"}
-    assert {arm["arm"] for arm in record["arms"]} == {"zero-shot", "system-prompt", "few-shot"}
+    assert {arm["arm"] for arm in record["arms"]} == {
+        "zero-shot",
+        "system-prompt",
+        "constrained",
+        "few-shot",
+    }
     missing = {item["arm"]: item["reason"] for item in record["not_measured"]}
     assert missing["lora"] == missing["full"] == "an endpoint's weights cannot be trained from here"
     assert not record["fine_tune"]

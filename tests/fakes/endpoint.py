@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tuneworthy.engine.fake import FakeEngine
-from tuneworthy.types import Answer, Decoding, Message
+from tuneworthy.types import Answer, Decoding, Grammar, Message
 
 Reply = tuple[int, Any]
 """Status and body: a dict goes out as JSON, a text as it is, None hangs until the end."""
@@ -41,9 +41,12 @@ def said(text: Any, *, reason: str = "stop", usage: Any = None) -> dict[str, Any
 
 
 def nearest_neighbour(number: int, body: dict[str, Any]) -> Reply:
-    """Answers as the fake base does."""
+    """Answers as the fake base does, held to the schema that is asked for."""
     prompt = tuple(Message(m["role"], m["content"]) for m in body["messages"])
-    answer = FakeEngine()._answer(prompt, Decoding(max_tokens=body["max_tokens"]), [])
+    asked = body.get("response_format", {}).get("json_schema")
+    grammar = Grammar("json_schema", json.dumps(asked["schema"])) if asked else None
+    decoding = Decoding(max_tokens=body["max_tokens"], grammar=grammar)
+    answer = FakeEngine()._answer(prompt, decoding, [])
     assert isinstance(answer, Answer)
     usage = {
         "prompt_tokens": answer.prompt_tokens,

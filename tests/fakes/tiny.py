@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
@@ -41,25 +42,62 @@ def tokenizer(template: str | None = CHATML, *, bos: bool = False):
     return made
 
 
-def save(folder: Path, *, seed: int = 0, template: str | None = CHATML, tied: bool = True) -> Path:
-    """A Llama of two layers and its tokenizer, saved as safetensors."""
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "eos_token_id": 2,
+    "bos_token_id": 3,
+    "initializer_range": 0.2,
+}
+_GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 12}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "llama untied": ("Llama", {"tie_word_embeddings": False}),
+    "llama biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
+    "gemma2": (
+        "Gemma2",
+        {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3_text": (
+        "Gemma3Text",
+        {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+}
+"""Architectures that differ where packing and our layers could go wrong."""
+
+
+def model(kind: str = "llama", seed: int = 0) -> Any:
+    """Two random layers in float32. Biases and norms are random too: at rest they hide mistakes."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=tied,
-        eos_token_id=2,
-        bos_token_id=3,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    name, changes = KINDS[kind]
+    config = getattr(transformers, f"{name}Config")(**{**_SHAPE, **changes})
+    classes = {"Gemma3Text": "Gemma3"}
+    made = getattr(transformers, f"{classes.get(name, name)}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return made
+
+
+def save(
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str | None = CHATML,
+    tied: bool = True,
+) -> Path:
+    """A Llama of two layers and its tokenizer, saved as safetensors."""
+    model("llama" if tied else "llama untied", seed).save_pretrained(folder)
     tokenizer(template).save_pretrained(folder)
     return folder

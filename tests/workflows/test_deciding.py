@@ -40,7 +40,9 @@ def test_every_arm_answers_the_same_sealed_rows(project: Path) -> None:
     rows = store.read_jsonl(run.rows)
     sealed = {row["id"] for row in rows if row["split"] == "test"}
     measured = [arm["arm"] for arm in decision.record["arms"]]
-    assert sorted(measured) == sorted(["zero-shot", "system-prompt", "few-shot", "lora", "full"])
+    assert sorted(measured) == sorted(
+        ["zero-shot", "system-prompt", "constrained", "few-shot", "lora", "full"]
+    )
     for arm in measured:
         answered = [prediction.id for prediction in decision.predictions(arm)]
         assert sorted(answered) == sorted(sealed)
@@ -56,6 +58,7 @@ def test_a_seal_is_opened_once_an_arm_and_only_for_measuring(project: Path) -> N
     assert [o["arm"] for o in openings] == [
         "zero-shot",
         "system-prompt",
+        "constrained",
         "few-shot",
         "lora",
         "full",
@@ -343,14 +346,14 @@ def test_events_are_kept_without_ticks(project: Path) -> None:
     decision = tw.decide(project)
     kinds = [event["kind"] for event in store.read_jsonl(decision.folder / "events.jsonl")]
     assert kinds[0] == "run" and kinds[-1] == "decided" and "tick" not in kinds
-    assert kinds.count("measured") == 5
+    assert kinds.count("measured") == 6
 
 
 def test_every_arm_of_the_table_is_named_once() -> None:
     from tuneworthy.config import ARM_NAMES
 
     assert tuple(ARMS) == ARM_NAMES
-    assert len(ARMS) == 7
+    assert len(ARMS) == 8
 
 
 def test_training_cut_short_by_the_budget_is_no_verdict_against_it(

@@ -54,7 +54,7 @@ def test_graded_scores_in_groups(project_folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(fake.FakeEngine, "_answer", failing)
     projects.write(project_folder, projects.rows(400), data__group_by="kind", data__test=90)
     found = agrees(tw.decide(project_folder))
-    assert len(found) == 5
+    assert len(found) == 6
     rows = recompute.lines(next((project_folder / "runs").glob("*/rows.jsonl")))
     test = [row for row in rows if row["split"] == "test"]
     assert len({row["cluster"] for row in test}) < len(test), "clusters of several rows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tuneworthy.arms.base import Arm, Fit, Fitted, Task
+from tuneworthy.arms.constrained import Constrained
 from tuneworthy.arms.few_shot import FewShot
 from tuneworthy.arms.linear import Linear
 from tuneworthy.arms.prompting import SystemPrompt, ZeroShot
@@ -17,6 +18,7 @@ ARMS: dict[str, Arm] = {
     for arm in (
         ZeroShot(),
         SystemPrompt(),
+        Constrained(),
         FewShot(),
         Rag(),
         Linear(),

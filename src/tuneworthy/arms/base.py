@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from tuneworthy.arms.grammar import grammar_of
 from tuneworthy.arms.recipe import FittedRecipe, Kitchen, Recipe
 from tuneworthy.config import Project
 from tuneworthy.types import (
     Answer,
     Example,
     Failure,
+    Grammar,
     Metric,
     OnAnswer,
     Prompt,
@@ -58,6 +62,11 @@ class Task:
             chosen: str | None = self.fitted["system-prompt"]["recipe"]["system"]
             return chosen
         return self.project.instruction
+
+    @cached_property
+    def grammar(self) -> Grammar | None:
+        """The project's grammar, or the one that train and dev share."""
+        return grammar_of(self.project, [e.completion for e in (*self.train, *self.dev)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +204,19 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     if recipe.passages:
         words["passages"] = recipe.passages
     return words
+
+
+def describe_grammar(grammar: Grammar) -> dict[str, str]:
+    """A grammar in words, and the whole of it."""
+    if grammar.kind == "regex":
+        return {"held to": "a pattern", "pattern": grammar.source}
+    source = json.loads(grammar.source)
+    if grammar.kind == "labels":
+        return {"held to": f"one of {len(source)} labels", "labels": "\n".join(source)}
+    written = json.dumps({"key": 1, "other": 2}, separators=grammar.separators)
+    spaces = f"written like {written}" if grammar.separators else "white space as the model likes"
+    schema = json.dumps(source, indent=2, ensure_ascii=False)
+    return {"held to": f"a JSON Schema, {spaces}", "schema": schema}
 
 
 def restore_recipe(task: Task, record: dict[str, Any]) -> Fitted:

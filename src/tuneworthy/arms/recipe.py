@@ -1,4 +1,4 @@
-"""A recipe: what an arm adds to a row's prompt, and which weights answer it.
+"""A recipe: what an arm adds to a row's prompt, which weights answer it, held to which grammar.
 
 Every arm but `linear` is one. Evaluation and the server both go through `FittedRecipe.answer`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from tuneworthy.types import (
     Engine,
     Example,
     Failure,
+    Grammar,
     Message,
     OnAnswer,
     Passage,
@@ -53,6 +54,7 @@ class Recipe:
     examples: Examples | None = None
     passages: int = 0
     weights: Weights | None = None
+    grammar: Grammar | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For fit.json; weights by their kind alone, they lie beside it in `model/`."""
@@ -69,16 +71,20 @@ class Recipe:
             },
             "passages": self.passages,
             "weights": self.weights.kind if self.weights else None,
+            "grammar": asdict(self.grammar) if self.grammar else None,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], model_folder: Path) -> Recipe:
-        chosen = values["examples"]
+        chosen, grammar = values["examples"], values.get("grammar")
+        if grammar and grammar["separators"]:
+            grammar = {**grammar, "separators": tuple(grammar["separators"])}
         return cls(
             system=values["system"],
             examples=chosen and Examples(**{**chosen, "ids": tuple(chosen["ids"])}),
             passages=values["passages"],
             weights=Weights(values["weights"], model_folder) if values["weights"] else None,
+            grammar=grammar and Grammar(**grammar),
         )
 
 
@@ -109,10 +115,16 @@ class FittedRecipe:
         """One answer an input, in order; `on_answer(position, answer)` as each one stands."""
         return self.kitchen.engine.generate(
             self.prompts(inputs),
-            self.kitchen.decoding,
+            self.decoding,
             weights=self.recipe.weights,
             on_answer=on_answer,
         )
+
+    @property
+    def decoding(self) -> Decoding:
+        """The run's, with this recipe's grammar where it has one of its own."""
+        common = self.kitchen.decoding
+        return replace(common, grammar=self.recipe.grammar or common.grammar)
 
     def prompts(self, inputs: Sequence[Prompt]) -> list[Prompt]:
         """The full prompts, as many examples and passages in each as its context holds."""

@@ -22,6 +22,11 @@ SWEEP_ROWS = 64
 SWEEP_BATCH_ROWS = 4
 """Small batches give the sweep enough steps to tell rates apart."""
 
+MEMORISED = 0.25
+"""Share of training completions given back word for word, beyond dev's, that is called memory."""
+GAP = 0.3
+"""Nats a token between dev and training rows; together with twice the loss it is called a gap."""
+
 
 class Trained:
     """Fine-tuning of an adapter or of all weights."""
@@ -74,9 +79,11 @@ class Trained:
             method=project.lora.method if self.kind == "adapter" else "full",
             learning_rate=rates[1] if given.learning_rate == "auto" else given.learning_rate,
             epochs=EPOCHS if given.epochs == "auto" else given.epochs,
+            batch_rows=given.batch_rows,
             rank=project.lora.rank,
             alpha=2 * project.lora.rank,
             seed=project.seed,
+            parallel=project.parallel,
         )
 
     def _sweep(
@@ -95,10 +102,16 @@ class Trained:
                 evaluations_per_epoch=1,
             )
             what, began = f"learning rate {rate:.0e}", time.monotonic()
+            dev_loss, late = None, False
             try:
-                dev_loss = self._train(task, rows, settings, "sweep", what).dev_loss
+                result = self._train(task, rows, settings, "sweep", what)
+                dev_loss, late = result.dev_loss, result.stopped == "deadline"
             except TrainingDiverged:  # a finding about this rate, not the end of the run
-                dev_loss = None
+                pass
+            finally:
+                for leftover in task.folder.glob("sweep*"):
+                    store.remove(leftover)
+                    leftover.unlink(missing_ok=True)
             candidates.append(
                 {
                     "what": f"{what}, {len(rows)} rows",
@@ -109,9 +122,8 @@ class Trained:
                 }
             )
             task.report("candidate", {"arm": self.name, **candidates[-1]})
-            if task.late:
+            if late:  # as the main process says, if there are several
                 break
-        store.remove(task.folder / "sweep")
         lost = float("inf")
         losses = [lost if c["dev_loss"] is None else c["dev_loss"] for c in candidates]
         return replace(first, learning_rate=rates[losses.index(min(losses))]), candidates
@@ -125,8 +137,10 @@ class Trained:
         phase: str,
     ) -> TrainingResult:
         def report(kind: str, fields: dict[str, Any]) -> None:
-            done = {"done": fields["step"], "total": fields["steps"]}
-            task.report(kind, {"arm": self.name, "phase": phase, **done, **fields})
+            if "step" in fields:
+                where = {"arm": self.name, "phase": phase}
+                fields = {**where, "done": fields["step"], "total": fields["steps"], **fields}
+            task.report(kind, fields)
 
         return task.kitchen.engine.train(
             [_pair(example) for example in rows],
@@ -145,10 +159,29 @@ class Trained:
         }[result.stopped]
         if result.best_step == 0:
             return f"training never lowered the dev loss ({result.dev_loss_before:.3f}); {ended}"
+        warning = overfitting(result)
         return (
             f"dev loss {result.dev_loss_before:.3f} before, {result.dev_loss:.3f} at step "
             f"{result.best_step} of {result.steps}, which is kept; {ended}"
+            + (f"; {warning}" if warning else "")
         )
+
+
+def overfitting(result: TrainingResult) -> str | None:
+    """What the kept weights know of their own rows and of no others; None if that is little."""
+    gap = result.dev_loss - result.train_loss
+    memorised = result.train_verbatim - result.dev_verbatim
+    if memorised >= MEMORISED:
+        return (
+            f"over-fitted: {result.train_verbatim:.0%} of {result.sample_rows} sampled training "
+            f"completions come back word for word, {result.dev_verbatim:.0%} of dev's"
+        )
+    if gap >= GAP and result.dev_loss >= 2 * result.train_loss:
+        return (
+            f"over-fitted: the loss on its own rows is {result.train_loss:.3f}, "
+            f"{gap:.3f} below dev's"
+        )
+    return None
 
 
 def _pair(example: Example) -> tuple[Prompt, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +18,16 @@ def train(
 ) -> None:
     """Fit one arm on train and dev rows; the sealed rows stay sealed.
 
+    Several GPUs: torchrun --nproc-per-node 8 -m tuneworthy train lora PROJECT
+
     Example: tuneworthy train lora demo/home-commands
     """
     loaded = options.load(project, settings, base=base)
-    from tuneworthy.workflows.single import fit_one
+    from tuneworthy.workflows.single import assist, fit_one
 
+    if int(os.environ.get("RANK", "0")) > 0:
+        assist(loaded, arm)
+        return
     with screen.Screen() as talk:
         folder, record = fit_one(loaded, arm, listener=talk)
     if json:

@@ -42,6 +42,8 @@ class ArmEvidence:
     graded: bool
     cut_short: str | None = None
     """How far training came when the budget ended it; None if it came to its own end."""
+    without_grammar: str | None = None
+    """The arm that is this one but for its grammar, if both were measured."""
 
     def __post_init__(self) -> None:
         for field in ("scores", "chance", "clusters", "parsed"):

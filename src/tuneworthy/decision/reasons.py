@@ -119,6 +119,24 @@ def not_answering(arm: str, score: float, chance: float | None, delta: Differenc
     )
 
 
+def grammar_alone(arm: str, other: str, worth: Difference) -> str:
+    if number(worth.value) == number(0.0):
+        gained = "scores the same as"
+    else:
+        gained = f"scores {number(abs(worth.value))} {'more' if worth.value > 0 else 'less'} than"
+    return (
+        f"The grammar alone: {arm} {gained} {other}, which has the same prompt and no grammar "
+        f"({span(worth.low, worth.high)})."
+    )
+
+
+def beyond_form(trained: str, arm: str, left: Difference) -> str:
+    return (
+        f"{trained} scores {number(left.value)} more than {arm} ({span(left.low, left.high)}): "
+        "that much is not a matter of form."
+    )
+
+
 def unrelated_completions(train_rows: int) -> str:
     return (
         f"Training taught the form of the answers and little else: check that the {train_rows:,} "

@@ -40,6 +40,8 @@ class ArmResult:
     delta: Difference | None
     p_holm: float | None
     month_usd: float
+    grammar_worth: Difference | None = None
+    """Against the arm that is the same without a grammar."""
 
     @property
     def name(self) -> str:
@@ -50,7 +52,7 @@ class ArmResult:
         return self.evidence.trained
 
     def to_json(self) -> dict[str, Any]:
-        delta = _difference_json(self.delta)
+        delta, worth = _difference_json(self.delta), _difference_json(self.grammar_worth)
         return {
             "arm": self.name,
             "trained": self.trained,
@@ -65,6 +67,7 @@ class ArmResult:
             "chance": self.evidence.chance_mean,
             "answers_the_prompt": _difference_json(self.answers),
             "delta_vs_best_untrained": delta and {**delta, "p_holm": self.p_holm},
+            "grammar_worth": worth and {**worth, "over": self.evidence.without_grammar},
             "cost": self.evidence.cost_json(),
             "memory_peak_bytes": self.evidence.memory_peak_bytes,
             "fit": None,

@@ -93,6 +93,8 @@ class _Court:
         corrected = dict(zip(known, holm([delta.p for delta in known.values()])))
         self.best_untrained = best.name if best else None
         self.comparisons = len(known)
+        named = {arm.name: arm for arm in arms}
+        twins = {a.name: named[a.without_grammar] for a in arms if a.without_grammar in named}
         return [
             ArmResult(
                 evidence=arm,
@@ -102,6 +104,7 @@ class _Court:
                 delta=known.get(arm.name),
                 p_holm=corrected.get(arm.name),
                 month_usd=month(arm),
+                grammar_worth=arm.against(twins[arm.name], seed) if arm.name in twins else None,
             )
             for arm in ranked
         ]
@@ -288,6 +291,7 @@ class _Court:
             self.because.append(
                 reasons.detectable(rows, detectable, rival.name, self.best_untrained)
             )
+        self._say_what_grammar_gives()
         if not self.terms.reads_references and self.measured:
             self.because.append(reasons.form_only(len(self.measured[0].evidence.scored)))
         if self.trained and self.untrained:
@@ -311,6 +315,21 @@ class _Court:
                 )
             )
         return paid_back
+
+    def _say_what_grammar_gives(self) -> None:
+        """Form is why many fine-tune: say how much of it a grammar gives for nothing."""
+        for arm in self.measured:
+            other = arm.evidence.without_grammar
+            if arm.grammar_worth and other:
+                self.because.append(reasons.grammar_alone(arm.name, other, arm.grammar_worth))
+                self._say_what_is_left(arm)
+
+    def _say_what_is_left(self, held: ArmResult) -> None:
+        if self.trained:
+            best = self.trained[0]
+            left = best.evidence.against(held.evidence, self.terms.seed)
+            if left and left.value > 0 and held.name != self.best_untrained:
+                self.because.append(reasons.beyond_form(best.name, held.name, left))
 
     def _add_break_even(self, chosen: ArmResult | None) -> int | None:
         trained = chosen if chosen and chosen.trained else self.trained[0]

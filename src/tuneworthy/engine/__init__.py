@@ -1,16 +1,21 @@
-"""Base models: the only room that knows torch. `open_engine` and `open_embedder` are its doors."""
+"""Base models: the only room that knows torch. The functions here are its doors."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tuneworthy.errors import ModelError
 from tuneworthy.types import Embedder, Engine
 
-__all__ = ["open_embedder", "open_engine"]
+if TYPE_CHECKING:
+    from tuneworthy.engine.world import World
+
+__all__ = ["join", "launched", "open_embedder", "open_engine"]
 
 
 def open_engine(base: str, project_folder: Path, say: Callable[[str], None]) -> Engine:
@@ -59,3 +64,15 @@ def open_embedder(base: str, say: Callable[[str], None]) -> Embedder:
     from tuneworthy.engine.embedding import MiniLMEmbedder
 
     return MiniLMEmbedder(say)
+
+
+def launched() -> int:
+    """How many processes torchrun or accelerate launch has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join() -> World:
+    """The processes that train together; waits for all of them the first time."""
+    from tuneworthy.engine import world
+
+    return world.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import shlex
@@ -19,6 +20,8 @@ from tuneworthy.types import (
     Base,
     Decoding,
     Failure,
+    Grammar,
+    GrammarKind,
     Message,
     OnAnswer,
     Prompt,
@@ -33,6 +36,8 @@ TIMEOUT_SECONDS = 120.0
 TIMEOUT_SETTING = "TUNEWORTHY_TIMEOUT_SECONDS"
 RETRIES = 3
 CONTEXT_LENGTH = 128_000
+GRAMMARS: tuple[GrammarKind, ...] = ("labels", "json_schema")
+"""The OpenAI format has no field for a pattern."""
 GIVE_UP_AFTER = 5
 """After this many rows in a row without an answer, see whether the endpoint is still there."""
 
@@ -47,6 +52,8 @@ class _NoText(Exception):
 
 class EndpointEngine:
     """Asks an endpoint; the key is `$OPENAI_API_KEY`, sent nowhere else and written nowhere."""
+
+    grammars = GRAMMARS
 
     def __init__(self, model: str, url: str) -> None:
         import openai
@@ -112,6 +119,7 @@ class EndpointEngine:
             top_p=decoding.top_p,
             stop=list(decoding.stop) or None,
             seed=decoding.seed,
+            **_response_format(decoding.grammar),
         )
         try:
             choice = reply.choices[0]
@@ -128,7 +136,7 @@ class EndpointEngine:
         except (AttributeError, TypeError, ValueError):
             raise _Garbage("no token counts (usage)") from None
         return Answer(
-            text=store.mended(text or ""),
+            text=_label(store.mended(text or ""), decoding.grammar),
             prompt_tokens=tokens[0],
             output_tokens=tokens[1],
             finish_reason="length" if reason == "length" else "stop",
@@ -220,6 +228,32 @@ class EndpointEngine:
     ) -> TrainingResult:
         """Raises ModelError: an endpoint's weights are out of reach."""
         raise ModelError("an endpoint cannot be trained", hint="use a local base model")
+
+
+def _response_format(grammar: Grammar | None) -> dict[str, Any]:
+    """The request's field for a grammar. Labels go in an object: some endpoints allow no other."""
+    if grammar is None:
+        return {}
+    schema = json.loads(grammar.source)
+    if grammar.kind == "labels":
+        schema = {
+            "type": "object",
+            "properties": {"answer": {"type": "string", "enum": schema}},
+            "required": ["answer"],
+            "additionalProperties": False,
+        }
+    held_to = {"name": "answer", "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": held_to}}
+
+
+def _label(text: str, grammar: Grammar | None) -> str:
+    """The label out of its object; the text as it is if there is none, for the metric to judge."""
+    if grammar is None or grammar.kind != "labels":
+        return text
+    try:
+        return str(json.loads(text)["answer"])
+    except (ValueError, KeyError, TypeError):
+        return text
 
 
 def _timeout_seconds() -> float:

@@ -4,6 +4,7 @@ It answers as a nearest-neighbour search would. With passages it gives back the 
 to the question; with examples in its prompt, the completion of the nearest one; trained, the
 completion of the nearest training row; with none of these it repeats the prompt. So more help
 gives better answers when the task has structure, and nothing helps when it has none.
+Held to a grammar it says the nearest label, or the shortest answer allowed if its own is not.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from tuneworthy import store
+from tuneworthy.engine.grammar import KINDS, accepted, shortest
 from tuneworthy.errors import ModelError
 from tuneworthy.types import (
     Answer,
     Base,
     Decoding,
     Failure,
+    Grammar,
     OnAnswer,
     Prompt,
     Report,
@@ -44,8 +47,17 @@ def likeness(left: frozenset[str], right: frozenset[str]) -> float:
     return len(left & right) / len(left | right) if left and right else 0.0
 
 
+def _held(text: str, grammar: Grammar) -> str:
+    if grammar.kind == "labels":
+        said = words(text)
+        return str(max(json.loads(grammar.source), key=lambda label: likeness(said, words(label))))
+    return text if all(accepted(grammar, [text])) else shortest(grammar)
+
+
 class FakeEngine:
     """See the module's text. Tokens are words."""
+
+    grammars = KINDS
 
     def __init__(self) -> None:
         self.base = Base(
@@ -105,6 +117,8 @@ class FakeEngine:
         if candidates:
             # The first of equals: the answer does not depend on hashing.
             text = max(candidates, key=lambda c: likeness(asked, c[0]))[1]
+        if decoding.grammar:
+            text = _held(text, decoding.grammar)
         said = text.split()
         cut = len(said) > decoding.max_tokens
         if cut:

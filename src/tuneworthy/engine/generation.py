@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from llguidance import LLMatcher
 from transformers.cache_utils import Cache, DynamicLayer
 
+from tuneworthy.engine.grammar import Held
 from tuneworthy.types import Answer, Decoding
 
 BATCH_ROWS = 64
@@ -21,7 +23,7 @@ SHARED_PREFIX_AT_LEAST = 8
 """Below this many tokens a shared beginning costs more to handle than to compute again."""
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+class GrowingLayer(DynamicLayer):
     """Keys and values in a buffer with room to grow: transformers' own copies all at each token."""
 
     def __init__(self, capacity: int) -> None:
@@ -74,6 +76,8 @@ class _Row:
     ids: list[int]
     said: list[int] = field(default_factory=list)
     random: torch.Generator | None = None
+    matcher: LLMatcher | None = None
+    """Where the row is in its grammar."""
 
 
 @torch.inference_mode()
@@ -86,13 +90,15 @@ def generate(
     stop: tuple[str, ...],
     decode: Callable[[Sequence[int]], str],
     on_answer: Callable[[int, Answer], None],
+    held: Held | None = None,
 ) -> None:
     """Answer prompts of token ids; `on_answer(position, answer)` as each row is finished.
 
+    `held` is the grammar that every answer must be a text of, its end in `stop_ids`.
     Every prompt must be at least one token long and fit the context together with
     `decoding.max_tokens`. In float32 the answers are those of one row at a time.
     """
-    prefix = _shared_prefix(prompts)
+    prefix = 0 if _reaches_over(model, prompts, decoding) else _shared_prefix(prompts)
     shared = _prefill_shared(model, prompts[0][:prefix]) if prefix else None
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     # Longest first: what needs most memory fails early, and the last batches are quick.
@@ -100,12 +106,24 @@ def generate(
     if decoding.temperature > 0:
         for row in pending:
             row.random = torch.Generator().manual_seed(decoding.seed * 1_000_003 + row.position)
+    if held:
+        for row in pending:
+            row.matcher = held.matcher()
     rows = FIRST_BATCH_ROWS
     while pending:
         room = CACHE_TOKENS // (prefix + len(pending[0].ids) + decoding.max_tokens)
         size, rows = max(1, min(rows, room)), BATCH_ROWS
         batch, pending = pending[:size], pending[size:]
-        _run(model, batch, shared, prefix, decoding, stop_ids, stop, decode, on_answer)
+        _run(model, batch, shared, prefix, decoding, stop_ids, stop, decode, on_answer, held)
+
+
+def _reaches_over(model: Any, prompts: Sequence[list[int]], decoding: Decoding) -> bool:
+    """Whether a sliding window ends within some row.
+
+    Padding stands between a shared beginning and the shorter rows, and would count into it.
+    """
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window is not None and max(map(len, prompts)) + decoding.max_tokens > window
 
 
 def _shared_prefix(prompts: Sequence[list[int]]) -> int:
@@ -140,6 +158,7 @@ def _run(
     stop: tuple[str, ...],
     decode: Callable[[Sequence[int]], str],
     on_answer: Callable[[int, Answer], None],
+    held: Held | None,
 ) -> None:
     """Decode one batch to its end; finished rows leave it."""
     start, device = time.perf_counter(), model.device
@@ -166,6 +185,8 @@ def _run(
             past_key_values=cache,
             logits_to_keep=1,
         ).logits[:, -1]
+        if held:
+            logits_B_V = _masked(logits_B_V, rows, held)
         chosen = _choose(logits_B_V, rows, decoding)
         keep = []
         for i, (row, token) in enumerate(zip(rows, chosen)):
@@ -174,19 +195,18 @@ def _run(
                 keep.append(i)
                 continue
             text, reason = finished
-            seconds = time.perf_counter() - start
-            answer = Answer(text, prefix + len(row.ids), len(row.said), reason, seconds)  # type: ignore[arg-type]
+            took = time.perf_counter() - start
+            answer = Answer(text, prefix + len(row.ids), len(row.said), reason, took)  # type: ignore[arg-type]
             on_answer(row.position, answer)
         if not keep:
             return
-        tokens = [chosen[i] for i in keep]
         if len(keep) < len(rows):
             index = torch.tensor(keep, device=device)
             for layer in layers:
                 layer.keep_rows(index)
             rows = [rows[i] for i in keep]
             mask_B_S, positions_B_S = mask_B_S[index], positions_B_S[index]
-        ids_B_T = torch.tensor(tokens, device=device)[:, None]
+        ids_B_T = torch.tensor([chosen[i] for i in keep], device=device)[:, None]
         used += 1
 
 
@@ -202,6 +222,10 @@ def _take(
     if token in stop_ids:
         return decode(row.said), "stop"
     row.said.append(token)
+    if row.matcher:
+        row.matcher.consume_token(token)
+        if row.matcher.is_stopped():  # nothing but the end may follow
+            return decode(row.said), "stop"
     wanted = (*stop, *decoding.stop)
     if wanted:
         text = decode(row.said)
@@ -211,6 +235,12 @@ def _take(
     if len(row.said) >= decoding.max_tokens:
         return decode(row.said), "length"
     return None
+
+
+def _masked(logits_B_V: torch.Tensor, rows: list[_Row], held: Held) -> torch.Tensor:
+    """Logits with -inf for every token that a row's grammar does not allow next."""
+    allowed_B_V = torch.from_numpy(held.allowed([row.matcher for row in rows if row.matcher]))
+    return logits_B_V.masked_fill(~allowed_B_V.to(logits_B_V.device), float("-inf"))
 
 
 def _choose(logits_B_V: torch.Tensor, rows: list[_Row], decoding: Decoding) -> list[int]:

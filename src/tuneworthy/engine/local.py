@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from llguidance import LLTokenizer
 
-from tuneworthy import store
-from tuneworthy.engine import generation, hardware, training
-from tuneworthy.engine.models import Located
-from tuneworthy.errors import ModelError
+from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware
+from tuneworthy.engine.models import Located, load_causal
+from tuneworthy.engine.packing import TokenRow
 from tuneworthy.types import (
     Answer,
     Base,
     Decoding,
     Failure,
+    Grammar,
     OnAnswer,
     Prompt,
     Report,
@@ -32,6 +33,8 @@ from tuneworthy.types import (
 class LocalEngine:
     """A base model in a folder of safetensors."""
 
+    grammars = grammar.KINDS
+
     def __init__(self, located: Located) -> None:
         self.located = located
         self.format = hardware.number_format()
@@ -39,6 +42,7 @@ class LocalEngine:
         self._loaded: tuple[str, Any] | None = None
         model = self._model(None)
         config = model.config.get_text_config()
+        self._vocabulary = int(config.vocab_size)
         self.base = Base(
             name=located.name,
             sha256=located.sha256,
@@ -100,8 +104,17 @@ class LocalEngine:
                 stop=self.chat.stop,
                 decode=self.chat.decode,
                 on_answer=lambda i, answer: keep(fitting[i], answer),
+                held=self._held(decoding.grammar) if decoding.grammar else None,
             )
         return answers
+
+    def _held(self, wanted: Grammar) -> grammar.Held:
+        # After "Output:" comes a space.
+        return grammar.Held(wanted, self._grammar_tokens, "" if self.chat.template else " ")
+
+    @cached_property
+    def _grammar_tokens(self) -> LLTokenizer:
+        return grammar.tokens_of(self.chat.tokenizer, self._vocabulary, self.chat.stop_ids)
 
     def train(
         self,
@@ -113,82 +126,52 @@ class LocalEngine:
         report: Report,
         deadline: float | None = None,
     ) -> TrainingResult:
-        """See `types.Engine.train`."""
-        model = self._model(None)
-        self._loaded = None  # training changes the module in place: it is no longer the base
-        prepared = training.prepare(model, settings)
-        result = training.train(
-            prepared,
+        """See `types.Engine.train`. Goes on from a checkpoint beside `folder` if there is one."""
+        return fine_tuning.fine_tune(
+            self.located,
+            self.format,
+            self._release,
             [self._tokens(*pair) for pair in train],
             [self._tokens(*pair) for pair in dev],
             settings,
             folder,
-            base_sha256=self.base.sha256,
+            tokenizer=self.chat.tokenizer,
             report=report,
             deadline=deadline,
         )
-        if settings.method == "full":
-            # A full model is a base of its own: it needs its tokenizer beside it.
-            self.chat.tokenizer.save_pretrained(folder)
-        return result
 
-    def _tokens(self, prompt: Prompt, completion: str) -> training.TokenRow:
+    def _release(self) -> None:
+        """Forget the loaded model: two do not fit where one fills the memory."""
+        self._loaded = None
+        gc.collect()
+
+    def _tokens(self, prompt: Prompt, completion: str) -> TokenRow:
         ids, prompt_length = self.chat.encode_pair(prompt, completion)
-        return training.TokenRow(ids, prompt_length)
+        return TokenRow(ids, prompt_length)
 
     def _model(self, weights: Weights | None) -> Any:
         """The base, or the base with trained weights, ready to answer; the last one is kept."""
         key = "base" if weights is None else f"{weights.kind}:{weights.folder}:{_stamp(weights)}"
         if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None
-            gc.collect()
+            self._release()
             self._loaded = (key, self._load(weights))
         return self._loaded[1]
 
     def _load(self, weights: Weights | None) -> Any:
         folder = self.located.folder
         if weights is not None:
-            self._check_owner(weights)
+            adapters.check_owner(weights.folder, self.located.sha256)
             if weights.kind == "full":
                 folder = weights.folder
         model = load_causal(folder, self.format.dtype).to(self.format.device)
         if weights is not None and weights.kind == "adapter":
-            model = training.load_adapter(model, weights.folder)
+            model = adapters.load_adapter(model, weights.folder)
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return model
 
-    def _check_owner(self, weights: Weights) -> None:
-        label = store.read_json(weights.folder / training.LABEL)
-        if label["base_sha256"] != self.located.sha256:
-            raise ModelError(
-                f"these weights were trained on another base ({label['base_sha256'][:12]}…, "
-                f"this one is {self.located.sha256[:12]}…)",
-                where=str(weights.folder),
-                hint="tuneworthy train again on this base",
-            )
-
 
 def _stamp(weights: Weights) -> int:
     files = [p for p in weights.folder.iterdir() if p.suffix == ".safetensors"]
     return max((p.stat().st_mtime_ns for p in files), default=0)
-
-
-def load_causal(folder: Path, dtype: torch.dtype) -> Any:
-    """A causal language model from safetensors. Raises ModelError if transformers cannot."""
-    import transformers
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"cannot be loaded: {str(error).splitlines()[0][:160]}",
-            where=str(folder),
-            hint="the folder needs config.json, tokenizer.json and *.safetensors of one model",
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import secrets
 from collections.abc import Callable
@@ -293,3 +294,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's config.json."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     return config
+
+
+def load_causal(folder: Path, dtype: Any, **options: Any) -> Any:
+    """A causal language model from safetensors. Raises ModelError if transformers cannot."""
+    import transformers
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot be loaded: {str(error).splitlines()[0][:160]}",
+            where=str(folder),
+            hint="the folder needs config.json, tokenizer.json and *.safetensors of one model",
+        ) from error

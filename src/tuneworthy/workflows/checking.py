@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from tuneworthy.arms.grammar import given_grammar
 from tuneworthy.config import Project
 from tuneworthy.data import ledger
 from tuneworthy.data.formats import read_rows
@@ -25,6 +26,7 @@ def check(
     """
     say = lambda text: listener({"kind": "note", "text": text}) if listener else None  # noqa: E731
     read_rows(project)
+    given_grammar(project)
     documents = project.data.documents
     found = load_documents(project.folder / documents) if documents else []
     engine = open_engine(project.base, project.folder, say) if tokens else None

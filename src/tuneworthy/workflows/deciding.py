@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Arm, Fitted
+from tuneworthy.arms.base import describe_grammar
+from tuneworthy.arms.recipe import FittedRecipe
 from tuneworthy.config import Project
 from tuneworthy.data import ledger
 from tuneworthy.data.seal import Seal
@@ -18,6 +22,7 @@ from tuneworthy.decision import cost
 from tuneworthy.decision.evidence import ArmEvidence
 from tuneworthy.decision.records import Terms
 from tuneworthy.decision.rule import decide as judge
+from tuneworthy.engine import launched
 from tuneworthy.errors import ProjectError, StorageError, TrainingDiverged
 from tuneworthy.report import html
 from tuneworthy.store import RunFolder
@@ -36,6 +41,11 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
     measured again, and other arms, prices, margins or budgets only add to it. Arms that do not
     apply, or for which the budget is too short, are named in the decision.
     """
+    if launched() > 1:
+        raise ProjectError(
+            "decide is one process: only training is shared",
+            hint="torchrun … -m tuneworthy train lora, then tuneworthy decide",
+        )
     with open_session(project, listener=listener, fresh=fresh) as session:
         not_measured: list[dict[str, str]] = []
         for arm in session.asked_for():
@@ -80,14 +90,15 @@ def cut_short(record: dict[str, Any]) -> str | None:
 
 
 def _train_longer(session: Session, arm: str) -> None:
-    """Forget an arm that an earlier, smaller budget cut short: it is trained again."""
+    """Take up an arm that an earlier, smaller budget cut short: its training goes on."""
     record = session.fit_record(arm)
     if record is None or cut_short(record) is None:
         return
     budget = session.project.budget
     if budget is None or budget > record["budget"]:
-        session.say(f"{arm} was cut short by its budget before: training it again")
-        store.remove(session.folder.arm(arm))
+        session.say(f"{arm} was cut short by its budget before: its training goes on")
+        for path in (session.folder.fit, session.folder.predictions, session.folder.measured):
+            path(arm).unlink(missing_ok=True)
 
 
 def is_measured(folder: RunFolder, arm: str) -> bool:
@@ -104,8 +115,11 @@ def fit_arm(session: Session, arm: Arm) -> Fitted:
     session.journal("fitting", {"arm": arm.name})
     with PeakMemory() as memory:
         fit = arm.fit(task)
+    grammar = fit.fitted.decoding.grammar if isinstance(fit.fitted, FittedRecipe) else None
     record = {
         **fit.record,
+        "chosen": fit.record["chosen"] | (describe_grammar(grammar) if grammar else {}),
+        "grammar": grammar and asdict(grammar),
         "memory_peak_bytes": memory.bytes,
         "budget": session.project.budget,
     }
@@ -246,7 +260,19 @@ def arm_evidence(
         memory_peak_bytes=max(memory) or None,
         graded=graded,
         cut_short=cut_short(fit),
+        without_grammar=_without_grammar(folder, fit),
     )
+
+
+def _without_grammar(folder: RunFolder, fit: dict[str, Any]) -> str | None:
+    """The measured arm with the same recipe and no grammar, so that the grammar alone differs."""
+    if not fit.get("grammar"):
+        return None
+    for name in filter(partial(is_measured, folder), ARMS):
+        other = store.read_json(folder.fit(name))
+        if not other.get("grammar") and other["recipe"] == {**fit["recipe"], "grammar": None}:
+            return name
+    return None
 
 
 def _dev_token_usd(fit: dict[str, Any], project: Project) -> float:

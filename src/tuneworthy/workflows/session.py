@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -20,23 +20,34 @@ from filelock import BaseFileLock
 
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Arm, Kitchen, Task
+from tuneworthy.arms.grammar import given_grammar, grammar_of
 from tuneworthy.config import Project
 from tuneworthy.data import ledger
 from tuneworthy.data.formats import read_rows
 from tuneworthy.data.seal import Seal, earlier_openings
 from tuneworthy.data.split import Splits
 from tuneworthy.engine import open_embedder, open_engine
-from tuneworthy.errors import ChatTemplateError
+from tuneworthy.errors import ChatTemplateError, ProjectError
 from tuneworthy.evaluation import metrics
 from tuneworthy.retrieval.chunk import chunk
 from tuneworthy.retrieval.index import Index
 from tuneworthy.retrieval.load import Document, load_documents
 from tuneworthy.store import Journal, RunFolder
-from tuneworthy.types import Base, Decoding, Embedder, Engine, Example, Metric
+from tuneworthy.types import Base, Decoding, Embedder, Engine, Example, Grammar, Metric
 
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "lancedb", "datasets")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "llguidance",
+    "numpy",
+    "scipy",
+    "lancedb",
+    "datasets",
+)
 SHORTEST_ANSWER_TOKENS = 32
-JUDGING_SETTINGS = ("arms", "budget", "margin", "prices.", "requests_per_month")
+JUDGING_SETTINGS = ("arms", "budget", "margin", "parallel", "prices.", "requests_per_month")
 """They say how far to go and how to judge, not what an arm does: a run goes on under others."""
 Listener = Callable[[dict[str, Any]], None]
 
@@ -99,7 +110,7 @@ class Session:
 
     def task(self, arm: str, deadline: float | None = None) -> Task:
         """What an arm's fit may see: no test row."""
-        return Task(
+        task = Task(
             project=self.project,
             kitchen=self.kitchen,
             train=self.rows.train,
@@ -110,6 +121,10 @@ class Session:
             fitted={name: r for name in ARMS if (r := self.fit_record(name)) is not None},
             deadline=deadline,
         )
+        if not self.project.grammar.holds(arm):
+            return task
+        decoding = replace(self.decoding, grammar=task.grammar)
+        return replace(task, kitchen=replace(self.kitchen, decoding=decoding))
 
     def fit_record(self, arm: str) -> dict[str, Any] | None:
         """An arm's fit.json, or None before it is fitted."""
@@ -131,6 +146,8 @@ class _Loaded:
     documents: tuple[Document, ...]
     metric: Metric
     decoding: Decoding
+    grammar: Grammar | None
+    """The project's own."""
     settings: dict[str, dict[str, Any]]
 
     @property
@@ -147,6 +164,7 @@ class _Loaded:
             self.engine.base.sha256,
             metrics.source_sha256(self.metric),
             [[document.id, document.text] for document in self.documents],
+            self.grammar and self.grammar.source,
         ]
         return store.sha256_json([identity, contents])
 
@@ -207,6 +225,7 @@ def _load(project: Project, journal: Journal) -> _Loaded:
 
     # What is broken is said at once, before a model is fetched.
     raw = read_rows(project)
+    grammar = given_grammar(project)
     documents: tuple[Document, ...] = ()
     if project.data.documents:
         documents = tuple(load_documents(project.folder / project.data.documents))
@@ -219,10 +238,31 @@ def _load(project: Project, journal: Journal) -> _Loaded:
     for example in (*rows.train, *rows.dev, *rows.test):
         check_pair(engine, example)
     seen = (*rows.train, *rows.dev)
+    _check_grammar(project, engine, seen)
     metric = metrics.resolve(project.metric, [e.completion for e in seen], project.folder)
     decoding = Decoding(max_tokens=longest_answer(engine, seen))
     settings = _settings(project, engine.base, metric, decoding)
-    return _Loaded(engine, prepared, documents, metric, decoding, settings)
+    return _Loaded(engine, prepared, documents, metric, decoding, grammar, settings)
+
+
+def _check_grammar(project: Project, engine: Engine, seen: Sequence[Example]) -> None:
+    """Raises ProjectError if the project asks for a grammar that there is not."""
+    settings = project.grammar
+    if not (settings.arms or settings.labels or settings.regex or settings.json_schema):
+        return  # the arm `constrained` will see
+    grammar = grammar_of(project, [example.completion for example in seen])
+    if grammar is None:
+        raise ProjectError(
+            "the completions share no grammar",
+            where="grammar.arms",
+            hint="give one: grammar.labels, grammar.regex or grammar.json_schema",
+        )
+    if settings.arms and grammar.kind not in engine.grammars:
+        raise ProjectError(
+            f"{engine.base.name} cannot be held to a grammar of kind {grammar.kind}",
+            where="grammar.arms",
+            hint=f"kinds it knows: {', '.join(engine.grammars)}",
+        )
 
 
 def _new(project: Project, loaded: _Loaded) -> RunFolder:

@@ -1,0 +1,161 @@
+"""From a base in a folder to trained weights in another: loads, chooses by detection, trains."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from tuneworthy.engine import adapters, memory
+from tuneworthy.engine.hardware import NumberFormat, kept_memory
+from tuneworthy.engine.learner import Learner, PackedModel, trusted
+from tuneworthy.engine.models import Located, load_causal
+from tuneworthy.engine.packing import TokenRow
+from tuneworthy.engine.training import TrainingRun, labelled
+from tuneworthy.engine.world import World, join
+from tuneworthy.errors import MissingExtra, ModelError
+from tuneworthy.types import Report, TrainingResult, TrainingSettings
+
+
+def fine_tune(
+    located: Located,
+    number_format: NumberFormat,
+    release: Callable[[], None],
+    train: Sequence[TokenRow],
+    dev: Sequence[TokenRow],
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    tokenizer: Any,
+    report: Report,
+    deadline: float | None,
+) -> TrainingResult:
+    """Train on rows of ids; the weights with the lowest dev loss are left in `folder`.
+
+    `release` frees the base that answers before another is loaded. Raises ModelError where the
+    method or the memory does not allow it, TrainingDiverged if the loss is no longer a number.
+    """
+    rows, dev = labelled(train), labelled(dev)
+    world = join()
+    release()
+    with kept_memory(), ExitStack() as stack:
+        sharded = world.size > 1 and shards(settings)
+        model, exact = _load(located, number_format, settings, sharded)
+        model = adapters.prepare(model, settings)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        longest = max(len(row.ids) for row in (*rows, *dev))
+        device = torch.device(number_format.device)
+        room = memory.available(device)
+        fit = memory.fit(_causal(model), trained, longest, room, settings.method)
+        packed = stack.enter_context(trusted(model, rows))
+        if fit.checkpointing:
+            _compute_twice(model)
+        if sharded:
+            _shard(packed, number_format.dtype)
+        learner = Learner(packed, settings, world, fit.pack_tokens, sharded=sharded)
+        if exact:
+            learner.adopt(exact)
+        run = TrainingRun(
+            learner,
+            rows,
+            dev,
+            settings,
+            folder,
+            base_sha256=located.sha256,
+            report=report,
+            without_labels=len(train) - len(rows),
+        )
+        how = _how(number_format, fit, packed, world, sharded)
+        report("note", {"text": "training: " + "; ".join(how.values())})
+        result = replace(run.work(deadline), how=how)
+    if settings.method == "full" and world.main:
+        # A full model is a base of its own: it needs its tokenizer beside it.
+        tokenizer.save_pretrained(folder)
+    return result
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def shards(settings: TrainingSettings) -> bool:
+    """Whether several processes share weights (FSDP2), or each has all of them (DDP)."""
+    if settings.parallel == "auto":
+        return settings.method == "full"
+    return settings.parallel == "fsdp"
+
+
+def _shard(packed: PackedModel, dtype: torch.dtype) -> None:
+    """FSDP2: each process keeps a part of every layer and gathers a layer when it is used."""
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in packed.causal.get_decoder().layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(packed, mp_policy=policy)
+
+
+def _load(
+    located: Located, number_format: NumberFormat, settings: TrainingSettings, sharded: bool
+) -> tuple[Any, list[torch.Tensor]]:
+    """The base, and for full fine-tuning in 16 bits its float32 weights."""
+    device, dtype = number_format.device, number_format.dtype
+    if sharded:
+        # Kept in float32, used in 16 bits: FSDP2's own mixed precision.
+        return load_causal(located.folder, torch.float32).to(device), []
+    if settings.method == "qlora":
+        return _load_4bit(located, dtype), []
+    if settings.method != "full" or dtype == torch.float32:
+        return load_causal(located.folder, dtype).to(device), []
+    exact = load_causal(located.folder, torch.float32).to(device)
+    model = load_causal(located.folder, dtype).to(device)
+    return model, [parameter.data for parameter in exact.parameters()]
+
+
+def _load_4bit(located: Located, dtype: torch.dtype) -> Any:
+    """Weights in 4-bit NormalFloat (Dettmers et al. 2023, "QLoRA"), computed in `dtype`."""
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "qlora needs a GPU: 4-bit weights have no kernels on a processor",
+            where="lora.method",
+            hint="method: lora",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("qlora needs bitsandbytes", hint="pip install 'bitsandbytes>=0.49,<1'")
+    import peft
+    import transformers
+
+    how = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    model = load_causal(located.folder, dtype, quantization_config=how, device_map={"": 0})
+    return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _compute_twice(model: Any) -> None:
+    """Activation checkpointing (Chen et al. 2016): a layer's insides are computed again."""
+    _causal(model).activation_checkpointing_enable({"use_reentrant": False})
+
+
+def _how(
+    number_format: NumberFormat, fit: memory.Fit, packed: PackedModel, world: World, sharded: bool
+) -> dict[str, str]:
+    """What was chosen and why, one phrase each, for the screen and fit.json."""
+    layers = ", ".join(f"{count} {kind}" for kind, count in packed.replaced.items() if count)
+    how = {
+        "format": f"{number_format.name} ({number_format.why})",
+        "packs": f"packs of up to {fit.pack_tokens} tokens"
+        if packed.packs
+        else "one row at a time (this architecture cannot be packed)",
+        "layers": f"own way through {layers}" if layers else "the model's own layers",
+        "memory": f"about {fit.bytes / 2**30:.1f} GB (estimate)",
+    }
+    if fit.checkpointing:
+        how["checkpointing"] = "activations computed twice, to fit in memory"
+    if world.size > 1:
+        how["processes"] = f"{world.size} processes, " + ("FSDP2" if sharded else "DDP")
+    return how

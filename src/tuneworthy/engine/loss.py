@@ -1,0 +1,93 @@
+"""The loss on completion tokens only, in chunks: never the whole logits matrix.
+
+For a plain linear head each chunk's gradient is computed with its loss, so that no logits outlive
+their chunk (the idea of Hsu et al. 2024, "Liger Kernel", in plain PyTorch). Any other head, such as
+one with an adapter, is called chunk by chunk and computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LABELS = 256
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_L_C: torch.Tensor,
+        weight_V_C: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_L: torch.Tensor,
+        softcap: float | None,
+        learns: bool,
+    ) -> torch.Tensor:
+        # The context says what requires gradients, even where none are being recorded.
+        wants_hidden, wants_weight, wants_bias = (learns and x for x in ctx.needs_input_grad[:3])
+        grad_hidden = torch.empty_like(hidden_L_C) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight_V_C) if wants_weight else None
+        grad_bias = torch.zeros_like(bias_V) if wants_bias else None
+        losses_L = torch.empty(len(targets_L), dtype=torch.float32, device=hidden_L_C.device)
+        right_L = torch.zeros(len(targets_L), dtype=torch.bool, device=hidden_L_C.device)
+        for start in range(0, len(targets_L), CHUNK_LABELS):
+            chunk = slice(start, start + CHUNK_LABELS)
+            hidden, targets_N_1 = hidden_L_C[chunk], targets_L[chunk, None]
+            logits = nn.functional.linear(hidden, weight_V_C, bias_V)
+            capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+            log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
+            losses_L[chunk] = -log_p.gather(1, targets_N_1)[:, 0]
+            if not (wants_hidden or wants_weight or wants_bias):
+                right_L[chunk] = logits.argmax(-1) == targets_L[chunk]
+                continue
+            grad = log_p.exp_().scatter_add_(1, targets_N_1, -torch.ones_like(log_p[:, :1]))
+            if softcap is not None:
+                grad *= 1 - (capped.float() / softcap).square()
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad @ weight_V_C
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.t(), hidden)
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        ctx.mark_non_differentiable(losses_L, right_L)
+        return losses_L.sum(), losses_L, right_L
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        scale = gradients[0]
+        return (*(None if g is None else g.mul_(scale) for g in ctx.gradients), None, None, None)
+
+
+def completion_loss(
+    head: Any, hidden_L_C: torch.Tensor, targets_L: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Summed negative log-likelihood (nats) of the labels; each label's own, shape (L,); and
+    whether the label is the likeliest token (known only where no gradient is wanted).
+
+    `hidden_L_C` are the last hidden states at the positions that predict the labels; gradients
+    flow through the sum.
+    """
+    if type(head) is nn.Linear:
+        return _Loss.apply(
+            hidden_L_C, head.weight, head.bias, targets_L, softcap, torch.is_grad_enabled()
+        )
+
+    def one(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = head(hidden).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return losses, logits.argmax(-1) == targets
+
+    chunks = [
+        checkpoint(one, hidden, targets, use_reentrant=False)
+        for hidden, targets in zip(hidden_L_C.split(CHUNK_LABELS), targets_L.split(CHUNK_LABELS))
+    ]
+    losses_L, right_L = (torch.cat(parts) for parts in zip(*chunks))
+    return losses_L.sum(), losses_L.detach(), right_L

@@ -1,0 +1,171 @@
+"""A training run as a whole: rates, what is kept, when it stops."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.fakes import learning, tiny
+from tuneworthy.engine import adapters, training
+from tuneworthy.engine.learner import Learner, PackedModel, RowLoss, mean
+from tuneworthy.engine.packing import TokenRow
+from tuneworthy.engine.training import batches, learning_rate
+from tuneworthy.engine.world import World
+from tuneworthy.errors import TrainingDiverged
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.55), (99, 0.1002741), (100, 0.1), (500, 0.1)],
+)
+def test_the_rate_warms_up_and_decays_to_a_tenth(step: int, share: float) -> None:
+    settings = learning.settings(learning_rate=2e-3, warmup=0.1)
+    assert learning_rate(settings, step, 100) == pytest.approx(2e-3 * share, rel=1e-5)
+
+
+def test_a_run_of_one_step_has_a_rate() -> None:
+    assert learning_rate(learning.settings(learning_rate=1.0), 0, 1) == 1.0
+    assert learning_rate(learning.settings(learning_rate=1.0, warmup=0.0), 0, 4) == 1.0
+
+
+def test_every_epoch_has_each_row_once_in_an_order_of_its_own() -> None:
+    settings = learning.settings(batch_rows=8)
+    first, second = (batches(30, settings, epoch) for epoch in range(2))
+    for found in (first, second):
+        assert [len(batch) for batch in found] == [8, 8, 8, 6]
+        assert sorted(number for batch in found for number in batch) == list(range(30))
+    assert first != second and first == batches(30, settings, 0)
+    assert first != batches(30, learning.settings(batch_rows=8, seed=1), 0)
+
+
+def test_lora_plus_learns_b_sixteen_times_faster() -> None:
+    model = adapters.prepare(tiny.model(), learning.settings("lora+"))
+    packed = PackedModel(model)
+    learner = Learner(packed, learning.settings("lora+"), World(), 0)
+    learner.step(learning.rows(), 1e-3)
+    slow, fast = learner.optimizer.param_groups
+    assert fast["lr"] == pytest.approx(16e-3) and slow["lr"] == pytest.approx(1e-3)
+    for group, part in ((slow, "lora_A"), (fast, "lora_B")):
+        named = [p for name, p in model.named_parameters() if part in name]
+        assert {id(p) for p in group["params"]} == {id(p) for p in named}
+    plain = Learner(packed, learning.settings("lora"), World(), 0)
+    assert len(plain.optimizer.param_groups) == 1
+
+
+def dev_losses(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Let the dev loss be these, evaluation by evaluation; the sample's stays as it is."""
+    left, real = iter(values), Learner.losses
+
+    def losses(self: Learner, rows: Any) -> list[RowLoss]:
+        if len(rows) != 3:  # training's sample
+            return real(self, rows)
+        value = next(left)
+        return [RowLoss(value * row.labels, row.labels, False) for row in rows]
+
+    monkeypatch.setattr(Learner, "losses", losses)
+
+
+def snapshots(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """The trained parameters after each step."""
+    found: list[dict[str, torch.Tensor]] = []
+    real = Learner.step
+
+    def step(self: Learner, *args: Any) -> Any:
+        told = real(self, *args)
+        found.append({n: m.detach().clone() for n, m in zip(self.names, self.masters)})
+        return told
+
+    monkeypatch.setattr(Learner, "step", step)
+    return found
+
+
+def kept(folder: Path) -> dict[str, torch.Tensor]:
+    weights = load_file(folder / "adapter_model.safetensors")
+    return {name.replace(".weight", ".default.weight"): value for name, value in weights.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dev_losses(monkeypatch, [5.0, 4.0, 3.0, 3.5, 3.0])  # an equal loss is no gain
+    steps = snapshots(monkeypatch)
+    result = learning.train(tmp_path / "m", patience=2)
+    assert (result.stopped, result.steps, result.best_step) == ("early", 8, 4)
+    assert (result.dev_loss_before, result.dev_loss) == (5.0, 3.0)
+    assert [h["step"] for h in result.history] == [0, 2, 4, 6, 8]
+    assert same(kept(tmp_path / "m"), steps[3]) and not same(steps[3], steps[7])
+
+
+def test_a_dev_loss_that_is_no_number_is_never_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev_losses(monkeypatch, [5.0, math.nan, 4.5, math.nan, math.nan, math.nan])
+    steps = snapshots(monkeypatch)
+    result = learning.train(tmp_path / "m")
+    assert (result.steps, result.best_step, result.dev_loss) == (10, 4, 4.5)
+    assert same(kept(tmp_path / "m"), steps[3])
+
+
+def test_training_that_never_helps_keeps_the_last_weights_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev_losses(monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    steps = snapshots(monkeypatch)
+    result = learning.train(tmp_path / "m")
+    assert (result.best_step, result.dev_loss_before, result.dev_loss) == (0, 1.0, 6.0)
+    assert same(kept(tmp_path / "m"), steps[-1])
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_run_that_diverges_stops_and_hints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    real = Learner.step
+
+    def step(self: Learner, *args: Any) -> tuple[float, int]:
+        loss, computed = real(self, *args)
+        if len(seen) == 4:
+            self.gradient_norm = math.inf
+            return (math.nan if where == "loss" else loss), computed
+        return loss, computed
+
+    seen: list[str] = []
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(TrainingDiverged) as caught:
+        learning.train(
+            tmp_path / "m", report=lambda kind, f: seen.append(kind) if kind == "tick" else None
+        )
+    assert str(caught.value).endswith(f" at step {caught_step(seen)}: training diverged")
+    assert caught.value.hint == "try a learning rate of 7.5e-04"
+
+
+def caught_step(ticks: list[str]) -> int:
+    """Every second step is an evaluation and no tick: the fifth tick would be that of step 9."""
+    return 2 * len(ticks)
+
+
+def test_a_mean_is_over_labels_and_not_over_rows() -> None:
+    assert mean([RowLoss(9.0, 1, False), RowLoss(1.0, 9, False)]) == 1.0
+
+
+def test_losses_come_in_the_order_of_the_rows() -> None:
+    rows = learning.rows()
+    model = tiny.model()
+    with learning.learning(model, rows, pack_tokens=50) as learner:
+        together = learner.losses(rows)
+        for row, found in zip(rows, together):
+            assert found.labels == row.labels
+            assert found.loss == pytest.approx(learner.losses([row])[0].loss, rel=1e-4)
+
+
+def test_rows_without_a_token_to_learn_are_left_out() -> None:
+    row = TokenRow([1, 2, 3], 2)
+    assert training.labelled([row, TokenRow([1, 2], 2)]) == [row]
