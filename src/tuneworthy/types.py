@@ -95,6 +95,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a model finds one continuation of a prompt, its end included."""
+
+    log_probability: float
+    """Natural logarithm; summed over the tokens."""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """A metric's judgement of one answer: `value` in [0, 1]; `parsed` False is a miss of form."""
 
@@ -245,6 +254,19 @@ class Engine(Protocol):
         on_answer: OnAnswer | None = None,
     ) -> list[Answer | Failure]:
         """One answer a prompt, in the order of the prompts."""
+        ...
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Sequence[str]],
+        *,
+        weights: Weights | None = None,
+    ) -> list[tuple[Likelihood, ...] | Failure]:
+        """How likely each prompt's continuations are, in the order given; nothing is generated.
+
+        Raises ModelError where the base does not tell (an endpoint).
+        """
         ...
 
     def train(

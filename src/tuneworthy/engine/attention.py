@@ -122,6 +122,9 @@ class Plans:
         self._heads, self._layers = config.num_attention_heads, config.num_hidden_layers
         self._kv_heads = getattr(config, "num_key_value_heads", None) or self._heads
         self._plans: dict[int | None, Plan] = {}
+        self.label_positions_L = pack.label_positions_L.to(device)
+        self.labels_only = False
+        """Whether the last layer has left all other tokens behind."""
 
     def __call__(self, window: int | None) -> Plan:
         if window not in self._plans:

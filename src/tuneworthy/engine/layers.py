@@ -46,37 +46,50 @@ class _Norm(torch.autograd.Function):
 
 
 class _LowRank(torch.autograd.Function):
-    """A frozen linear layer plus s·B·A (Hu et al. 2021), the low-rank part in the base's format."""
+    """Frozen linear layers of one input, each plus s·B·A (Hu et al. 2021).
+
+    `parts` holds weight, bias, A and B of each layer, one layer after the other. The low-rank
+    parts are computed in the base's number format, and those of one input as one product where
+    that can be: such products are thin, and each costs a pass over the input.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        down_R_I: torch.Tensor,
-        up_O_R: torch.Tensor,
-        scale: float,
-    ) -> torch.Tensor:
+        ctx: Any, x: torch.Tensor, scales: tuple[float, ...], *parts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        weights, biases, downs, ups = (parts[i::4] for i in range(4))
         flat = x.reshape(-1, x.shape[-1])
-        down, up = down_R_I.to(weight.dtype), (up_O_R * scale).to(weight.dtype)
-        low_T_R = flat @ down.t()
-        output = nn.functional.linear(flat, weight, bias).addmm_(low_T_R, up.t())
-        ctx.save_for_backward(flat, weight, down, up, low_T_R)
-        ctx.scale, ctx.shape = scale, x.shape
-        return output.view(*x.shape[:-1], -1)
+        down_R_I = torch.cat([down.to(flat.dtype) for down in downs])
+        lows = (flat @ down_R_I.t()).split([len(down) for down in downs], 1)
+        scaled = [(up * scale).to(flat.dtype) for up, scale in zip(ups, scales)]
+        outputs = [
+            nn.functional.linear(flat, weight, bias).addmm_(low_T_R, up.t())
+            for weight, bias, low_T_R, up in zip(weights, biases, lows, scaled)
+        ]
+        ctx.save_for_backward(flat, down_R_I, *weights, *scaled, *lows)
+        ctx.scales, ctx.shape = scales, x.shape
+        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        flat, weight, down, up, low_T_R = ctx.saved_tensors
-        grad = gradients[0].reshape(-1, weight.shape[0])
-        grad_low = grad @ up
+        flat, down_R_I, *rest = ctx.saved_tensors
+        count = len(ctx.scales)
+        weights, ups, lows = (rest[i * count : (i + 1) * count] for i in range(3))
+        grads = [g.reshape(-1, g.shape[-1]) for g in gradients]
+        grad_low = torch.cat([grad @ up for grad, up in zip(grads, ups)], 1)
         grad_x = None
         if ctx.needs_input_grad[0]:  # nothing is computed below the lowest trainable layer
-            grad_x = (grad @ weight).addmm_(grad_low, down).view(ctx.shape)
-        grad_down = (grad_low.t() @ flat).float()
-        grad_up = (grad.t() @ low_T_R).float().mul_(ctx.scale)
-        return grad_x, None, None, grad_down, grad_up, None
+            grad_x = grads[0] @ weights[0]
+            for grad, weight in zip(grads[1:], weights[1:]):
+                grad_x.addmm_(grad, weight)
+            grad_x = grad_x.addmm_(grad_low, down_R_I).view(ctx.shape)
+        grad_down = (grad_low.t() @ flat).float().split([low.shape[1] for low in lows])
+        grad_up = [
+            (grad.t() @ low).float().mul_(scale)
+            for grad, low, scale in zip(grads, lows, ctx.scales)
+        ]
+        of_parts = (g for down, up in zip(grad_down, grad_up) for g in (None, None, down, up))
+        return grad_x, None, *of_parts
 
 
 def _norm(module: Any) -> Callable[..., torch.Tensor] | None:
@@ -108,33 +121,67 @@ def _norm(module: Any) -> Callable[..., torch.Tensor] | None:
     return forward
 
 
-def _adapted_linear(module: Any) -> Callable[..., torch.Tensor] | None:
-    """For PEFT's plain LoRA over a plain frozen linear layer: no dropout, no variant, one adapter."""
+def _low_rank(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None:
+    """The outputs of layers of one input, if each is PEFT's plain LoRA over a frozen linear layer.
+
+    That is: no dropout, no variant, one adapter.
+    """
     from peft.tuners.lora.layer import Linear
 
-    if type(module) is not Linear or module.active_adapters != list(module.lora_A):
-        return None
-    [name] = module.lora_A
-    base = module.base_layer
-    if (
-        type(base) is not nn.Linear
-        or base.weight.requires_grad
-        or not isinstance(module.lora_dropout[name], nn.Identity)
-        or module.lora_variant
-        or module.lora_bias[name]
-        or module.merged
-    ):
+    for module in modules:
+        if type(module) is not Linear or module.active_adapters != list(module.lora_A):
+            return None
+        [name], base = module.lora_A, module.base_layer
+        if (
+            type(base) is not nn.Linear
+            or base.weight.requires_grad
+            or not isinstance(module.lora_dropout[name], nn.Identity)
+            or module.lora_variant
+            or module.lora_bias[name]
+            or module.merged
+        ):
+            return None
+
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scales, parts = [], []
+        for module in modules:
+            [name], base = module.lora_A, module.base_layer
+            scales.append(module.scaling[name])
+            parts += [base.weight, base.bias, module.lora_A[name].weight]
+            parts.append(module.lora_B[name].weight)
+        outputs: tuple[torch.Tensor, ...] = _LowRank.apply(x, tuple(scales), *parts)
+        return outputs
+
+    return forward
+
+
+def _adapted_linear(module: Any) -> Callable[..., torch.Tensor] | None:
+    low_rank = _low_rank(module)
+    if low_rank is None:
         return None
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = _LowRank.apply(
-            x,
-            base.weight,
-            base.bias,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
-            self.scaling[name],
-        )
+        return low_rank(x)[0]
+
+    return forward
+
+
+def _together(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+    """Layers of one input, in as few products as they allow."""
+    low_rank = _low_rank(*modules)
+    return low_rank or (lambda x: tuple(module(x) for module in modules))
+
+
+def _gated(module: Any) -> Callable[..., torch.Tensor] | None:
+    """For a gated feed-forward block: down(act(gate(x)) × up(x))."""
+    parts = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+    if {name for name, _ in module.named_children()} != parts:
+        return None
+    both = _together(module.gate_proj, module.up_proj)
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        gate, up = both(x)
+        output: torch.Tensor = self.down_proj(self.act_fn(gate) * up)
         return output
 
     return forward
@@ -146,6 +193,8 @@ def _attention(module: Any) -> Callable[..., Any] | None:
     if not all(hasattr(module, part) for part in parts) or hasattr(module, "sinks"):
         return None
 
+    three = _together(module.q_proj, module.k_proj, module.v_proj)
+
     def forward(
         self: Any,
         hidden_states: torch.Tensor,
@@ -156,10 +205,7 @@ def _attention(module: Any) -> Callable[..., Any] | None:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         tokens = hidden_states.shape[1]
-        query, key, value = (
-            projection(hidden_states).view(tokens, -1, self.head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = (x.view(tokens, -1, self.head_dim) for x in three(hidden_states))
         if hasattr(self, "q_norm"):
             query, key = self.q_norm(query), self.k_norm(key)
         cos, sin = (x[0] for x in position_embeddings)
@@ -180,10 +226,40 @@ def _attention(module: Any) -> Callable[..., Any] | None:
     return forward
 
 
+def _last_layer(module: Any) -> Callable[..., torch.Tensor] | None:
+    """For the last decoder layer, if it norms, attends, norms and feeds forward, adding each result.
+
+    After its attention nobody looks at any token but those that predict labels.
+    """
+    parts = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+    if {name for name, _ in module.named_children()} != parts:
+        return None
+    config = getattr(module.self_attn, "config", None)
+    last = getattr(config, "num_hidden_layers", 0) - 1
+    if getattr(module.self_attn, "layer_idx", None) != last:
+        return None
+
+    def forward(
+        self: Any, hidden_states: torch.Tensor, *args: Any, pack: Plans, **kwargs: Any
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), pack=pack, **kwargs)
+        hidden_states = (hidden_states + attended).index_select(1, pack.label_positions_L)
+        pack.labels_only = True
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    return forward
+
+
 @contextmanager
 def replaced(model: Any) -> Iterator[dict[str, int]]:
     """The model with every recognised layer on its quicker way; how many of each kind."""
-    kinds = {"norms": _norm, "adapters": _adapted_linear, "attention blocks": _attention}
+    kinds = {
+        "norms": _norm,
+        "adapters": _adapted_linear,
+        "attention blocks": _attention,
+        "feed-forward blocks": _gated,
+        "last layers": _last_layer,
+    }
     counts = dict.fromkeys(kinds, 0)
     changed = []
     try:

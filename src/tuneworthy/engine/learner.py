@@ -73,15 +73,15 @@ class PackedModel(nn.Module):
 
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Last hidden states at the positions that predict labels, shape (L, C)."""
-        extra: dict[str, Any] = {}
-        if self.packs:
-            extra["pack"] = attention.Plans(pack, self.config, self.device)
+        plans = attention.Plans(pack, self.config, self.device) if self.packs else None
         hidden_1_T_C = self.causal.get_decoder()(
             input_ids=pack.ids_T[None].to(self.device),
             position_ids=pack.positions_T[None].to(self.device),
             use_cache=False,
-            **extra,
+            **({"pack": plans} if plans else {}),
         ).last_hidden_state
+        if plans and plans.labels_only:
+            return hidden_1_T_C[0]
         positions_L = pack.label_positions_L.to(self.device)
         return hidden_1_T_C[0].index_select(0, positions_L)
 

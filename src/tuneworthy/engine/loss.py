@@ -14,6 +14,24 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LABELS = 256
+"""Whose logits exist at one time."""
+SOFTMAX_LABELS = 16
+"""Whose probabilities do, in float32: few enough to stay in a processor's cache."""
+
+
+def _softmax_(
+    logits_N_V: torch.Tensor, targets_N: torch.Tensor, softcap: float | None
+) -> torch.Tensor:
+    """Losses of a few labels, (N,); the logits become the gradient of their sum."""
+    capped = logits_N_V if softcap is None else softcap * torch.tanh(logits_N_V / softcap)
+    log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
+    losses_N = -log_p.gather(1, targets_N[:, None])[:, 0]
+    grad = log_p.exp_()
+    grad.scatter_add_(1, targets_N[:, None], grad.new_full((len(grad), 1), -1.0))
+    if softcap is not None:
+        grad *= 1 - (capped.float() / softcap).square()
+    logits_N_V.copy_(grad)
+    return losses_N
 
 
 class _Loss(torch.autograd.Function):
@@ -36,24 +54,25 @@ class _Loss(torch.autograd.Function):
         right_L = torch.zeros(len(targets_L), dtype=torch.bool, device=hidden_L_C.device)
         for start in range(0, len(targets_L), CHUNK_LABELS):
             chunk = slice(start, start + CHUNK_LABELS)
-            hidden, targets_N_1 = hidden_L_C[chunk], targets_L[chunk, None]
+            hidden, targets = hidden_L_C[chunk], targets_L[chunk]
             logits = nn.functional.linear(hidden, weight_V_C, bias_V)
-            capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-            log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
-            losses_L[chunk] = -log_p.gather(1, targets_N_1)[:, 0]
             if not (wants_hidden or wants_weight or wants_bias):
-                right_L[chunk] = logits.argmax(-1) == targets_L[chunk]
-                continue
-            grad = log_p.exp_().scatter_add_(1, targets_N_1, -torch.ones_like(log_p[:, :1]))
-            if softcap is not None:
-                grad *= 1 - (capped.float() / softcap).square()
-            grad = grad.to(hidden.dtype)
+                right_L[chunk] = logits.argmax(-1) == targets
+            # The gradient takes the place of the logits.
+            losses_L[chunk] = torch.cat(
+                [
+                    _softmax_(some, wanted, softcap)
+                    for some, wanted in zip(
+                        logits.split(SOFTMAX_LABELS), targets.split(SOFTMAX_LABELS)
+                    )
+                ]
+            )
             if grad_hidden is not None:
-                grad_hidden[chunk] = grad @ weight_V_C
+                grad_hidden[chunk] = logits @ weight_V_C
             if grad_weight is not None:
-                grad_weight.addmm_(grad.t(), hidden)
+                grad_weight.addmm_(logits.t(), hidden)
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
+                grad_bias += logits.sum(0)
         ctx.gradients = grad_hidden, grad_weight, grad_bias
         ctx.mark_non_differentiable(losses_L, right_L)
         return losses_L.sum(), losses_L, right_L

@@ -14,7 +14,13 @@ from tuneworthy.engine.learner import Learner, trusted
 from tuneworthy.engine.world import World
 from tuneworthy.errors import ModelError
 
-QUICK = {"norms": 5, "adapters": 0, "attention blocks": 2}
+QUICK = {
+    "norms": 5,
+    "adapters": 0,
+    "attention blocks": 2,
+    "feed-forward blocks": 2,
+    "last layers": 1,
+}
 NONE: dict[str, int] = {}
 
 
