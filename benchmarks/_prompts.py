@@ -26,7 +26,7 @@ WORKLOADS = {
     "shared": f"{SHOWN} shared examples in front of every row",
     "labels": f"log-probability of {len(LABELS)} labels a row",
 }
-EXACT = {"short": 160, "shared": 40}
+EXACT = {"short": 180, "shared": 20}
 """Rows of which workload are answered one at a time, too."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import resource
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Any
 
 SEARCH_TOKENS = 12
 """New tokens of a trial: the first comes after the prompt, the others tell what each one costs."""
+CLOSE = 0.95
+"""Of the best rate; below it a size is slow."""
 Row = dict[str, Any]
 Setting = dict[str, Any]
 """`number_format`, `way` and `size`, which is rows a batch.
@@ -39,30 +42,36 @@ def search(
 ) -> None:
     """Try settings, one thing after the other, each time going on with the best so far.
 
-    Number formats in the first way and size; the other sizes; the other ways; and larger sizes
-    for another way that was better, since what it saves may be what made them slow.
+    Number formats in the first way and size; the other sizes, none that is larger than a slow one;
+    the other ways; and larger sizes for another way that was better, since what it saves may be
+    what made them slow.
     """
     rates: dict[tuple[str, str, int], float] = {}
 
-    def measure(number_format: str, way: str, size: int) -> None:
+    def measure(number_format: str, way: str, size: int) -> float:
         setting = {"number_format": number_format, "way": way, "size": size}
         rates[number_format, way, size] = try_(setting)
+        return rates[number_format, way, size]
 
     def best() -> tuple[str, str, int]:
         return max(rates, key=rates.__getitem__)
 
+    def climb(number_format: str, way: str, sizes: Sequence[int]) -> None:
+        slow = math.inf
+        for size in sizes:
+            if size < slow and measure(number_format, way, size) < CLOSE * rates[best()]:
+                slow = size
+
     for number_format in number_formats:
         measure(number_format, ways[0], sizes[0])
     number_format = best()[0]
-    for size in sizes[1:]:
-        measure(number_format, ways[0], size)
+    climb(number_format, ways[0], sizes[1:])
     size = best()[2]
     for way in ways[1:]:
         measure(number_format, way, size)
     way = best()[1]
-    for larger in sizes:
-        if way != ways[0] and larger > size:
-            measure(number_format, way, larger)
+    if way != ways[0]:
+        climb(number_format, way, [larger for larger in sizes if larger > size])
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
