@@ -75,7 +75,7 @@ def test_small_cache_gives_the_same_answers(
 ) -> None:
     asked = prompts(20)
     whole = engine.generate(asked, Decoding(max_tokens=8))
-    monkeypatch.setattr(generation, "CACHE_TOKENS", 100)
+    monkeypatch.setattr(generation, "CACHE_BYTES", 3 * 40 * 2 * 2 * 2 * 8 * 4)  # three rows
     cut = engine.generate(asked, Decoding(max_tokens=8))
     assert [a.text for a in whole] == [a.text for a in cut]  # type: ignore[union-attr]
 

@@ -44,7 +44,7 @@ class Trained:
 
     def fit(self, task: Task) -> Fit:
         start = time.monotonic()
-        first = self._settings(task)
+        first = self.settings(task)
         given = task.project.lora if self.kind == "adapter" else task.project.full
         candidates: list[dict[str, Any]] = []
         settings = first
@@ -71,7 +71,8 @@ class Trained:
     def restore(self, task: Task, record: dict[str, Any]) -> Fitted:
         return restore_recipe(task, record)
 
-    def _settings(self, task: Task) -> TrainingSettings:
+    def settings(self, task: Task) -> TrainingSettings:
+        """Of the run itself; the learning rate is where the sweep starts from, if there is one."""
         project = task.project
         given = project.lora if self.kind == "adapter" else project.full
         rates = LORA_RATES if self.kind == "adapter" else FULL_RATES

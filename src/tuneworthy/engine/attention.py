@@ -12,7 +12,7 @@ gathering by the inverse index, as every token is a query of one tile.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -46,32 +46,48 @@ class _Group:
 
 
 class Plan:
-    """Everything about a pack that all layers of one kind share, made once."""
+    """Everything about a pack that all layers of one kind share, made once.
+
+    `cached`: the keys and values of the shared beginning are there already and stand before those
+    of the other tokens; queries are those of the other tokens alone.
+    """
 
     def __init__(
-        self, pack: Pack, heads: int, kv_heads: int, window: int | None, device: torch.device
+        self,
+        pack: Pack,
+        heads: int,
+        kv_heads: int,
+        window: int | None,
+        device: torch.device,
+        *,
+        cached: bool = False,
     ) -> None:
         self.tokens, self.heads, self.kv_heads = pack.tokens, heads, kv_heads
         self.prefix, self.window, self.device = pack.prefix, window, device
-        self.groups = tuple(self._group(group) for group in pack.groups)
+        self.answered = pack.prefix if cached else 0
+        groups = [group for group in pack.groups if not cached or group.prefix == pack.prefix]
+        self.groups = tuple(self._group(group) for group in groups)
         self.scores = sum(
             self.kv_heads * group.rows * tile.queries * tile.keys
             for group in self.groups
             for tile in group.tiles
         )
         self.order = self._inverse(
-            torch.cat([tile.index for group in self.groups for tile in group.tiles]), heads
+            torch.cat([tile.index for group in self.groups for tile in group.tiles]),
+            heads * (self.tokens - self.answered),
         )
+        if cached:
+            return
         own = [
             group.keys.view(kv_heads, group.rows, -1)[:, :, group.prefix :].reshape(-1)
             for group in self.groups
         ]
-        self.kv_order = self._inverse(torch.cat(own), kv_heads)
+        self.kv_order = self._inverse(torch.cat(own), kv_heads * self.tokens)
 
-    def _inverse(self, lines: torch.Tensor, heads: int) -> torch.Tensor:
-        """Where each flat line stands in the concatenated tiles."""
-        real = lines < heads * self.tokens
-        inverse = torch.empty(heads * self.tokens, dtype=torch.long, device=self.device)
+    def _inverse(self, lines: torch.Tensor, count: int) -> torch.Tensor:
+        """Where each of `count` flat lines stands in the concatenated tiles."""
+        real = lines < count
+        inverse = torch.empty(count, dtype=torch.long, device=self.device)
         inverse[lines[real]] = torch.arange(len(lines), device=self.device)[real]
         return inverse
 
@@ -91,16 +107,19 @@ class Plan:
         head_H = torch.arange(self.heads, device=self.device).view(self.kv_heads, 1, -1, 1)
         tiles = []
         for tile in group.tiles:
-            index = self._lines(own_N_L[None, :, None, tile.start : tile.end], head_H, self.heads)
+            own = own_N_L[None, :, None, tile.start : tile.end]
+            index = self._lines(own, head_H, self.heads, self.answered)
             mask_B_S, masked_from = self._mask(prefix + tile.start, prefix + tile.end)
             queries = self.heads // self.kv_heads * (tile.end - tile.start)
             tiles.append(_Tile(index, queries, prefix + tile.end, mask_B_S, masked_from))
         return _Group(keys, rows, prefix, tuple(tiles))
 
-    def _lines(self, tokens: torch.Tensor, head: torch.Tensor, heads: int) -> torch.Tensor:
-        return torch.where(
-            tokens < self.tokens, tokens * heads + head, self.tokens * heads
-        ).reshape(-1)
+    def _lines(
+        self, tokens: torch.Tensor, head: torch.Tensor, heads: int, before: int = 0
+    ) -> torch.Tensor:
+        """Flat lines of tokens, `before` tokens left out at the front."""
+        lines = (tokens - before) * heads + head
+        return torch.where(tokens < self.tokens, lines, (self.tokens - before) * heads).reshape(-1)
 
     def _mask(self, start: int, end: int) -> tuple[torch.Tensor, int]:
         """Mask of the queries at positions `start` to `end`, and the first key it speaks of."""
@@ -114,30 +133,74 @@ class Plan:
         return mask_B_S.masked_fill(hidden_B_S, float("-inf"))[:, masked_from:], masked_from
 
 
+class Attending(Protocol):
+    """What every layer is handed as `pack=`: it knows which tokens see which."""
+
+    label_positions_L: torch.Tensor
+    """Where the hidden states stand that somebody wants in the end."""
+    labels_only: bool
+    """Whether the last layer has left all other tokens behind."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        layer: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor: ...
+
+
 class Plans:
     """A pack's plans by attention window, handed to every layer as `pack=`."""
 
-    def __init__(self, pack: Pack, config: Any, device: torch.device) -> None:
-        self._pack, self._device = pack, device
+    def __init__(
+        self, pack: Pack, config: Any, device: torch.device, *, cached: bool = False
+    ) -> None:
+        self._pack, self._device, self._cached = pack, device, cached
         self._heads, self._layers = config.num_attention_heads, config.num_hidden_layers
         self._kv_heads = getattr(config, "num_key_value_heads", None) or self._heads
         self._plans: dict[int | None, Plan] = {}
         self.label_positions_L = pack.label_positions_L.to(device)
         self.labels_only = False
-        """Whether the last layer has left all other tokens behind."""
 
     def __call__(self, window: int | None) -> Plan:
         if window not in self._plans:
             self._plans[window] = Plan(
-                self._pack, self._heads, self._kv_heads, window, self._device
+                self._pack,
+                self._heads,
+                self._kv_heads,
+                window,
+                self._device,
+                cached=self._cached,
             )
         return self._plans[window]
 
-    def keep_weights(self, plan: Plan, item_bytes: int) -> bool:
-        return plan.scores * item_bytes * self._layers <= SAVED_BYTES
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        layer: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """See `Attending`; differentiable."""
+        plan = self(window)
+        cos, sin = rotary if rotary is not None else (None, None)
+        keep = plan.scores * query.element_size() * self._layers <= SAVED_BYTES
+        output: torch.Tensor = PackedAttention.apply(
+            query, key, value, cos, sin, scale, softcap, plan, keep
+        )
+        return output
 
 
-def _rotated(x_T_H_D: torch.Tensor, cos: Any, sin: Any, scale: float = 1.0) -> torch.Tensor:
+def rotated(x_T_H_D: torch.Tensor, cos: Any, sin: Any, scale: float = 1.0) -> torch.Tensor:
     """Flat lines of x × scale after the rotary embedding; `cos` None if it is already applied."""
     tokens, heads, width = x_T_H_D.shape
     flat = x_T_H_D.new_empty(tokens * heads + 1, width)
@@ -167,6 +230,30 @@ def _weights(
     return torch.softmax(scores, -1)
 
 
+def attended(
+    flat_q: torch.Tensor,
+    flat_k: torch.Tensor,
+    flat_v: torch.Tensor,
+    softcap: float | None,
+    plan: Plan,
+    keep: bool = False,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Flat lines of the output, queries × heads of them; the tiles' weights if they are kept."""
+    width = flat_q.shape[-1]
+    outputs, kept = [], []
+    for group in plan.groups:
+        batch = plan.kv_heads * group.rows
+        keys = flat_k.index_select(0, group.keys).view(batch, -1, width)
+        values = flat_v.index_select(0, group.keys).view(batch, -1, width)
+        for tile in group.tiles:
+            queries = flat_q.index_select(0, tile.index).view(batch, tile.queries, width)
+            weights = _weights(queries, keys, tile, softcap)
+            outputs.append(torch.bmm(weights, values[:, : tile.keys]).view(-1, width))
+            if keep:
+                kept.append(weights)
+    return _joined(outputs).index_select(0, plan.order), kept
+
+
 class PackedAttention(torch.autograd.Function):
     """Exact attention of a pack, rotary embedding included where `cos` and `sin` are given.
 
@@ -186,29 +273,18 @@ class PackedAttention(torch.autograd.Function):
         plan: Plan,
         keep: bool,
     ) -> torch.Tensor:
-        width = query.shape[-1]
-        flat_q, flat_k = _rotated(query, cos, sin, scale), _rotated(key, cos, sin)
-        flat_v = _rotated(value, None, None)
-        outputs, kept = [], []
-        for group in plan.groups:
-            batch = plan.kv_heads * group.rows
-            keys = flat_k.index_select(0, group.keys).view(batch, -1, width)
-            values = flat_v.index_select(0, group.keys).view(batch, -1, width)
-            for tile in group.tiles:
-                queries = flat_q.index_select(0, tile.index).view(batch, tile.queries, width)
-                weights = _weights(queries, keys, tile, softcap)
-                outputs.append(torch.bmm(weights, values[:, : tile.keys]).view(-1, width))
-                if keep:
-                    kept.append(weights)
+        flat_q, flat_k = rotated(query, cos, sin, scale), rotated(key, cos, sin)
+        flat_v = rotated(value, None, None)
+        output, kept = attended(flat_q, flat_k, flat_v, softcap, plan, keep)
         ctx.save_for_backward(flat_q, flat_k, flat_v, cos, sin, *kept)
         ctx.plan, ctx.scale, ctx.softcap = plan, scale, softcap
-        return _joined(outputs).index_select(0, plan.order).view(query.shape)
+        return output.view(query.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         flat_q, flat_k, flat_v, cos, sin, *kept = ctx.saved_tensors
         plan, softcap, width = ctx.plan, ctx.softcap, flat_q.shape[-1]
-        flat_g = _rotated(gradients[0], None, None)
+        flat_g = rotated(gradients[0], None, None)
         grad_q: list[torch.Tensor] = []
         own_k: list[torch.Tensor] = []
         own_v: list[torch.Tensor] = []
@@ -243,8 +319,8 @@ class PackedAttention(torch.autograd.Function):
         query = _joined(grad_q).index_select(0, plan.order).view(gradients[0].shape)
         key = _keys_gradient(plan, own_k, [pair[0] for pair in shared])
         value = _keys_gradient(plan, own_v, [pair[1] for pair in shared])
-        query = _rotated(query, cos, back, ctx.scale)[:-1].view(query.shape)
-        key = _rotated(key, cos, back)[:-1].view(key.shape)
+        query = rotated(query, cos, back, ctx.scale)[:-1].view(query.shape)
+        key = rotated(key, cos, back)[:-1].view(key.shape)
         return query, key, value, None, None, None, None, None, None
 
 
@@ -301,16 +377,16 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    pack: Plans,
+    pack: Attending,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention interface: (1, heads, T, D) in, (1, T, heads, D) out."""
-    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-    output = attend(queries, keys, values, None, pack, scaling, sliding_window, softcap)
-    return output[None], None
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    layer = module.layer_idx
+    return attend(*rows, None, pack, layer, scaling, sliding_window, softcap)[None], None
 
 
 def attend(
@@ -318,17 +394,15 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     rotary: tuple[torch.Tensor, torch.Tensor] | None,
-    plans: Plans,
+    pack: Attending,
+    layer: int,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """(T, H, D) from queries (T, H, D), keys and values (T, KV, D)."""
-    plan = plans(window)
-    cos, sin = rotary if rotary is not None else (None, None)
+    """(T, H, D) from queries (T, H, D), keys and values (T, KV, D) of one layer.
+
+    `rotary` is what they are still to be turned by, if anything.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    keep = plans.keep_weights(plan, query.element_size())
-    output: torch.Tensor = PackedAttention.apply(
-        query, key, value, cos, sin, scale, softcap, plan, keep
-    )
-    return output
+    return pack.attend(query, key, value, rotary, layer, scale, window, softcap)

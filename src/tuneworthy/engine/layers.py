@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuneworthy.engine.attention import Plans, attend
+from tuneworthy.engine.attention import Attending, attend
+
+FEW_ROWS = 256
+"""Up to so many tokens at a time reordered weights are worth it."""
 
 
 class _Norm(torch.autograd.Function):
@@ -92,7 +95,7 @@ class _LowRank(torch.autograd.Function):
         return grad_x, None, *of_parts
 
 
-def _norm(module: Any) -> Callable[..., torch.Tensor] | None:
+def _norm(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     """For RMSNorm layers, of which some multiply by the weight and some by 1 + weight."""
     name, weight = type(module).__name__, getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -155,29 +158,65 @@ def _low_rank(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...
     return forward
 
 
-def _adapted_linear(module: Any) -> Callable[..., torch.Tensor] | None:
+def _adapted_linear(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     low_rank = _low_rank(module)
     if low_rank is None:
         return None
+    if not answering:
+        return lambda self, x: low_rank(x)[0]
+    [name], base = module.lora_A, module.base_layer
+    dtype = base.weight.dtype
+    down_R_I = module.lora_A[name].weight.detach().to(dtype)
+    up_O_R = (module.lora_B[name].weight.detach() * module.scaling[name]).to(dtype)
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return low_rank(x)[0]
+        output: torch.Tensor = base(x)
+        low_T_R = x.reshape(-1, x.shape[-1]) @ down_R_I.t()
+        output.view(-1, output.shape[-1]).addmm_(low_T_R, up_O_R.t())
+        return output
 
     return forward
 
 
-def _together(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+def _reordered_linear(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
+    """For frozen 16-bit linear layers on a processor, few rows at a time.
+
+    oneDNN wants weights in an order of its own and makes it anew at each call, which takes longer
+    than a product with a few rows; here it is made once.
+    """
+    weight = getattr(module, "weight", None)
+    if not answering or type(module) is not nn.Linear or weight is None:
+        return None
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or weight.requires_grad:
+        return None
+    try:
+        ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW_ROWS)
+    except (AttributeError, RuntimeError):  # a build without oneDNN
+        return None
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() > FEW_ROWS * x.shape[-1]:
+            return nn.functional.linear(x, self.weight, self.bias)
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, ordered, self.bias, "none", [], ""
+        )
+        return output
+
+    return forward
+
+
+def _together(answering: bool, *modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Layers of one input, in as few products as they allow."""
-    low_rank = _low_rank(*modules)
+    low_rank = None if answering else _low_rank(*modules)
     return low_rank or (lambda x: tuple(module(x) for module in modules))
 
 
-def _gated(module: Any) -> Callable[..., torch.Tensor] | None:
+def _gated(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     """For a gated feed-forward block: down(act(gate(x)) × up(x))."""
     parts = {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if {name for name, _ in module.named_children()} != parts:
         return None
-    both = _together(module.gate_proj, module.up_proj)
+    both = _together(answering, module.gate_proj, module.up_proj)
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         gate, up = both(x)
@@ -187,13 +226,13 @@ def _gated(module: Any) -> Callable[..., torch.Tensor] | None:
     return forward
 
 
-def _attention(module: Any) -> Callable[..., Any] | None:
+def _attention(module: Any, answering: bool) -> Callable[..., Any] | None:
     """For self-attention with q, k, v, o projections and rotary embedding over the whole head."""
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "layer_idx")
     if not all(hasattr(module, part) for part in parts) or hasattr(module, "sinks"):
         return None
 
-    three = _together(module.q_proj, module.k_proj, module.v_proj)
+    three = _together(answering, module.q_proj, module.k_proj, module.v_proj)
 
     def forward(
         self: Any,
@@ -201,7 +240,7 @@ def _attention(module: Any) -> Callable[..., Any] | None:
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         *,
-        pack: Plans,
+        pack: Attending,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         tokens = hidden_states.shape[1]
@@ -217,6 +256,7 @@ def _attention(module: Any) -> Callable[..., Any] | None:
             value,
             (cos, sin),
             pack,
+            self.layer_idx,
             getattr(self, "scaling", None),
             getattr(self, "sliding_window", None),
             getattr(self, "attn_logit_softcapping", None),
@@ -226,7 +266,7 @@ def _attention(module: Any) -> Callable[..., Any] | None:
     return forward
 
 
-def _last_layer(module: Any) -> Callable[..., torch.Tensor] | None:
+def _last_layer(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     """For the last decoder layer, if it norms, attends, norms and feeds forward, adding each result.
 
     After its attention nobody looks at any token but those that predict labels.
@@ -240,7 +280,7 @@ def _last_layer(module: Any) -> Callable[..., torch.Tensor] | None:
         return None
 
     def forward(
-        self: Any, hidden_states: torch.Tensor, *args: Any, pack: Plans, **kwargs: Any
+        self: Any, hidden_states: torch.Tensor, *args: Any, pack: Attending, **kwargs: Any
     ) -> torch.Tensor:
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), pack=pack, **kwargs)
         hidden_states = (hidden_states + attended).index_select(1, pack.label_positions_L)
@@ -251,8 +291,11 @@ def _last_layer(module: Any) -> Callable[..., torch.Tensor] | None:
 
 
 @contextmanager
-def replaced(model: Any) -> Iterator[dict[str, int]]:
-    """The model with every recognised layer on its quicker way; how many of each kind."""
+def replaced(model: Any, *, answering: bool = False) -> Iterator[dict[str, int]]:
+    """The model with every recognised layer on its quicker way; how many of each kind.
+
+    `answering`: no gradients are wanted, and weights stay as they are meanwhile.
+    """
     kinds = {
         "norms": _norm,
         "adapters": _adapted_linear,
@@ -260,12 +303,14 @@ def replaced(model: Any) -> Iterator[dict[str, int]]:
         "feed-forward blocks": _gated,
         "last layers": _last_layer,
     }
+    if answering:
+        kinds["linear layers"] = _reordered_linear
     counts = dict.fromkeys(kinds, 0)
     changed = []
     try:
         for module in list(model.modules()):
             for kind, recognise in kinds.items():
-                forward = recognise(module)
+                forward = recognise(module, answering)
                 if forward is not None:
                     module.forward = types.MethodType(forward, module)
                     changed.append(module)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from typing import Any
 import torch
 from llguidance import LLTokenizer
 
-from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware
+from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware, runner
+from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
+from tuneworthy.engine.runner import Runner
 from tuneworthy.types import (
     Answer,
     Base,
     Decoding,
     Failure,
     Grammar,
+    Likelihood,
     OnAnswer,
     Prompt,
     Report,
@@ -39,7 +43,10 @@ class LocalEngine:
         self.located = located
         self.format = hardware.number_format()
         self.chat = located.chat()
-        self._loaded: tuple[str, Any] | None = None
+        self.say: Callable[[str], None] = lambda text: None
+        self._loaded: _Loaded | None = None
+        self._open = ExitStack()
+        self._runner: Runner | None = None
         model = self._model(None)
         config = model.config.get_text_config()
         self._vocabulary = int(config.vocab_size)
@@ -95,18 +102,89 @@ class LocalEngine:
             else:
                 fitting.append(position)
                 ids.append(row)
-        if ids:
-            generation.generate(
-                self._model(weights),
-                ids,
-                decoding,
-                stop_ids=self.chat.stop_ids,
+        held = self._held(decoding.grammar) if decoding.grammar else None
+        self.answer_ids(
+            ids,
+            decoding,
+            weights=weights,
+            held=held,
+            on_answer=lambda i, answer: keep(fitting[i], answer),
+        )
+        return answers
+
+    def answer_ids(
+        self,
+        prompts: Sequence[list[int]],
+        decoding: Decoding,
+        *,
+        weights: Weights | None = None,
+        held: grammar.Held | None = None,
+        stop_ids: frozenset[int] | None = None,
+        on_answer: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """Answers to prompts of ids that fit the context, in their order.
+
+        `stop_ids` end an answer, by default the end of turn.
+        """
+        answers: dict[int, Answer] = {}
+
+        def keep(position: int, answer: Answer) -> None:
+            answers[position] = answer
+            if on_answer:
+                on_answer(position, answer)
+
+        if prompts:
+            scheduler = Scheduler(
+                self._running(weights),
+                stop_ids=self.chat.stop_ids if stop_ids is None else stop_ids,
                 stop=self.chat.stop,
                 decode=self.chat.decode,
-                on_answer=lambda i, answer: keep(fitting[i], answer),
-                held=self._held(decoding.grammar) if decoding.grammar else None,
+                on_answer=keep,
+                say=self.say,
             )
-        return answers
+            scheduler.add(Row(i, list(ids), decoding, held) for i, ids in enumerate(prompts))
+            while scheduler.busy:
+                scheduler.step()
+        return [answers[position] for position in range(len(prompts))]
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Sequence[str]],
+        *,
+        weights: Weights | None = None,
+    ) -> list[tuple[Likelihood, ...] | Failure]:
+        """See `types.Engine.score`; what all prompts begin with, and each prompt, is read once."""
+        found: list[tuple[Likelihood, ...] | Failure] = [Failure("not scored")] * len(prompts)
+        rows: list[list[int]] = []
+        wanted: list[list[list[int]]] = []
+        fitting = []
+        for position, (prompt, texts) in enumerate(zip(prompts, continuations)):
+            pairs = [self.chat.encode_pair(prompt, text) for text in texts]
+            longest = max((len(ids) for ids, _ in pairs), default=0)
+            if longest > self.base.context_length:
+                found[position] = Failure(f"prompt of {longest} tokens does not fit the context")
+                continue
+            fitting.append(position)
+            rows.append(self.chat.encode(prompt))
+            wanted.append([ids[start:] for ids, start in pairs])
+        for position, scores in zip(fitting, self.score_ids(rows, wanted, weights=weights)):
+            found[position] = scores
+        return found
+
+    def score_ids(
+        self,
+        prompts: Sequence[list[int]],
+        continuations: Sequence[Sequence[list[int]]],
+        *,
+        weights: Weights | None = None,
+    ) -> list[tuple[Likelihood, ...]]:
+        """How likely each prompt's continuations are, all of them of at least one token."""
+        scores = generation.score(self._running(weights), prompts, continuations)
+        return [
+            tuple(Likelihood(value, len(ids)) for value, ids in zip(values, many))
+            for values, many in zip(scores, continuations)
+        ]
 
     def _held(self, wanted: Grammar) -> grammar.Held:
         # After "Output:" comes a space.
@@ -142,6 +220,7 @@ class LocalEngine:
 
     def _release(self) -> None:
         """Forget the loaded model: two do not fit where one fills the memory."""
+        self._close()
         self._loaded = None
         gc.collect()
 
@@ -149,27 +228,69 @@ class LocalEngine:
         ids, prompt_length = self.chat.encode_pair(prompt, completion)
         return TokenRow(ids, prompt_length)
 
-    def _model(self, weights: Weights | None) -> Any:
-        """The base, or the base with trained weights, ready to answer; the last one is kept."""
-        key = "base" if weights is None else f"{weights.kind}:{weights.folder}:{_stamp(weights)}"
-        if self._loaded is None or self._loaded[0] != key:
-            self._release()
-            self._loaded = (key, self._load(weights))
-        return self._loaded[1]
+    def _running(self, weights: Weights | None) -> Runner:
+        """The base, or the base with trained weights, on its way of answering; the last is kept."""
+        if self._runner is None or self._loaded is None or self._loaded.key != _key(weights):
+            self._runner = self._open.enter_context(runner.opened(self._model(weights)))
+        return self._runner
 
-    def _load(self, weights: Weights | None) -> Any:
-        folder = self.located.folder
+    def _close(self) -> None:
+        """The loaded model's own ways again."""
+        self._runner = None
+        self._open.close()
+
+    def _model(self, weights: Weights | None) -> Any:
+        """The base, or the base with trained weights, as transformers runs it.
+
+        A plain LoRA adapter is put beside the base's weights and taken away again: the base is not
+        loaded anew for it.
+        """
+        self._close()
+        if self._loaded and self._loaded.key == _key(weights):
+            return self._loaded.model
         if weights is not None:
             adapters.check_owner(weights.folder, self.located.sha256)
-            if weights.kind == "full":
-                folder = weights.folder
-        model = load_causal(folder, self.format.dtype).to(self.format.device)
-        if weights is not None and weights.kind == "adapter":
-            model = adapters.load_adapter(model, weights.folder)
-        model.eval()
+        base = None
+        if self._loaded and self._loaded.attached:
+            base = adapters.detach(self._loaded.model)
+        elif self._loaded and self._loaded.key == _key(None):
+            base = self._loaded.model
+        attached = weights is not None and weights.kind == "adapter"
+        attached = attached and adapters.attachable(weights.folder)  # type: ignore[union-attr]
+        if base is None or not (attached or weights is None):
+            base = None
+            self._release()
+            base = self._load(weights)
+        model = adapters.attach(base, weights.folder) if attached and weights else base
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        self._loaded = _Loaded(_key(weights), model.eval(), attached)
         return model
+
+    def _load(self, weights: Weights | None) -> Any:
+        """A model from its folder; adapters that cannot be attached are merged."""
+        folder = self.located.folder
+        if weights is not None and weights.kind == "full":
+            folder = weights.folder
+        model = load_causal(folder, self.format.dtype).to(self.format.device)
+        if weights and weights.kind == "adapter" and not adapters.attachable(weights.folder):
+            model = adapters.load_adapter(model, weights.folder)
+        return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model in memory; `attached` if an adapter sits beside the base's weights."""
+
+    key: str
+    model: Any
+    attached: bool
+
+
+def _key(weights: Weights | None) -> str:
+    if weights is None:
+        return "base"
+    return f"{weights.kind}:{weights.folder}:{_stamp(weights)}"
 
 
 def _stamp(weights: Weights) -> int:

@@ -97,9 +97,16 @@ def shared_prefix(rows: Sequence[TokenRow]) -> int:
     return common if common >= SHARED_PREFIX_AT_LEAST else 0
 
 
-def pack(rows: Sequence[TokenRow], *, share: bool = True, block: int = BLOCK) -> Pack:
-    """Lay rows end to end, shortest first."""
-    prefix = shared_prefix(rows) if share else 0
+def pack(
+    rows: Sequence[TokenRow],
+    *,
+    share: bool = True,
+    prefix: int | None = None,
+    block: int = BLOCK,
+) -> Pack:
+    """Lay rows end to end, shortest first; `prefix` says how much they share if that is known."""
+    if prefix is None:
+        prefix = shared_prefix(rows) if share else 0
     ordered = sorted(rows, key=lambda row: len(row.ids))
     ids = list(ordered[0].ids[:prefix])
     positions = list(range(prefix))

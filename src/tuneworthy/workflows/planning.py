@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,20 @@ from tuneworthy.arms import ARMS, Arm, Kitchen
 from tuneworthy.arms.base import Task
 from tuneworthy.arms.few_shot import choose
 from tuneworthy.arms.recipe import Examples, FittedRecipe, Recipe
-from tuneworthy.arms.training import EPOCHS, SWEEP_ROWS
+from tuneworthy.arms.training import LORA_RATES, SWEEP_ROWS, Trained
 from tuneworthy.config import Project
 from tuneworthy.data import ledger
 from tuneworthy.data.formats import read_rows
 from tuneworthy.decision import cost
 from tuneworthy.engine import open_embedder, open_engine
 from tuneworthy.evaluation import metrics
-from tuneworthy.types import Decoding, TrainingSettings
+from tuneworthy.types import Decoding, Example
 from tuneworthy.workflows.measure import PeakMemory
 from tuneworthy.workflows.session import Listener, longest_answer
 
 PROBE_ROWS = 16
+PROBE_STEPS = 4
+PROBE_RATE = 1e-6
 ASSUMED_DISAGREEMENT = 0.25
 """Share of rows on which two arms differ, where nothing is known yet."""
 
@@ -37,7 +40,9 @@ def plan(project: Project, *, listener: Listener | None = None) -> dict[str, Any
     began = time.monotonic()
     say = lambda text: listener({"kind": "note", "text": text}) if listener else None  # noqa: E731
     read_rows(project)
-    engine = open_engine(project.base, project.folder, say)
+    engine = open_engine(
+        project.base, project.folder, say, project.engine, project.endpoint, project.prices
+    )
     prepared = ledger.prepare(
         project, lambda e: engine.count(e.prompt, e.completion), engine.base.context_length
     )
@@ -94,7 +99,7 @@ def _estimate(arm: Arm, task: Task, test_rows: int, say: Any) -> dict[str, Any]:
         start = time.monotonic()
         FittedRecipe(recipe, task.kitchen).answer([example.prompt for example in probe])
         per_row = (time.monotonic() - start) / len(probe)
-        training = _training_seconds(arm, task) if arm.trained else 0.0
+        training = _training_seconds(arm, task) if isinstance(arm, Trained) else 0.0
     if arm.name == "linear":
         per_row = 0.01
     seconds = per_row * (test_rows + dev_rounds * len(task.dev)) + training
@@ -127,27 +132,52 @@ def _recipe(arm: Arm, task: Task) -> tuple[Recipe, int]:
     return Recipe(), 0
 
 
-def _training_seconds(arm: Arm, task: Task) -> float:
-    """From two small batches: seconds a row, times the rows of the sweep and of all epochs."""
-    given = task.project.full if arm.name == "full" else task.project.lora
-    settings = TrainingSettings(
-        method="full" if arm.name == "full" else task.project.lora.method,
-        learning_rate=1e-5,
-        epochs=1.0,
-        rank=task.project.lora.rank,
-        evaluations_per_epoch=1,
-    )
-    pairs = [(e.prompt, e.completion) for e in task.train[:PROBE_ROWS]]
-    dev = [(e.prompt, e.completion) for e in task.dev[:4]]
+def _training_seconds(arm: Trained, task: Task) -> float:
+    """Of the sweep and the run, if it goes to its end: a few real steps, multiplied by tokens.
+
+    The probe's rows are spread over all lengths. Its first step is left out: it meets shapes and
+    memory for the first time.
+    """
+    given = task.project.full if arm.kind == "full" else task.project.lora
+    settings = arm.settings(task)
+    short = replace(settings, learning_rate=PROBE_RATE, epochs=1.0, evaluations_per_epoch=1)
+    train = _spread(task, task.train, PROBE_STEPS * settings.batch_rows)
+    dev = _spread(task, task.dev, PROBE_ROWS)
+    marks: list[tuple[float, dict[str, Any]]] = [(time.monotonic(), {})]
     result = task.kitchen.engine.train(
-        pairs, dev, replace(settings), task.folder / "probe", report=lambda k, f: None
+        [(e.prompt, e.completion) for e in train],
+        [(e.prompt, e.completion) for e in dev],
+        short,
+        task.folder / "probe",
+        report=lambda kind, fields: marks.append((time.monotonic(), fields)),
     )
-    per_row = result.seconds / max(1, len(pairs))
-    epochs = EPOCHS if given.epochs == "auto" else given.epochs
-    sweep = 3 * min(SWEEP_ROWS, len(task.train)) if given.learning_rate == "auto" else 0
-    # Evaluating a dev row costs about a third of training on one.
-    evaluations = (2 * epochs + 1 + (6 if sweep else 0)) * len(task.dev) / 3
-    return per_row * (epochs * len(task.train) + sweep + evaluations)
+    steps = [fields for _, fields in marks if "step_seconds" in fields]
+    rows = settings.epochs * len(task.train)
+    if not steps:  # an engine without steps
+        return result.seconds / len(train) * rows
+    steady = steps[1:] or steps
+    rate = sum(s["step_tokens"] for s in steady) / sum(s["step_seconds"] for s in steady)
+    first = next(i for i, (_, fields) in enumerate(marks) if fields.get("step") == 0)
+    start = marks[first - 1][0] - marks[0][0]
+    # Training rows are evaluated beside those of dev.
+    judged = result.sample_rows
+    evaluation = (marks[first][0] - marks[first - 1][0]) / (len(dev) + judged)
+    evaluations, runs = 1 + settings.evaluations_per_epoch * settings.epochs, 1
+    if given.learning_rate == "auto":
+        rows += len(LORA_RATES) * min(SWEEP_ROWS, len(task.train))
+        evaluations, runs = evaluations + 2 * len(LORA_RATES), runs + len(LORA_RATES)
+    tokens = result.tokens / len(train) * rows
+    judging = evaluation * evaluations * (len(task.dev) + judged)
+    return tokens / rate + judging + runs * start
+
+
+def _spread(task: Task, rows: Sequence[Example], count: int) -> list[Example]:
+    """So many rows, the lengths of all of them evenly represented; shuffled by their ids."""
+    engine = task.kitchen.engine
+    ordered = sorted(rows, key=lambda e: (engine.count(e.prompt, e.completion), e.id))
+    count = min(count, len(ordered))
+    taken = [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
+    return sorted(taken, key=lambda e: e.id)
 
 
 def _token_usd(task: Task, recipe: Recipe) -> float:

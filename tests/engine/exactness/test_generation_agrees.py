@@ -12,7 +12,7 @@ import torch
 
 from tests.fakes import learning, tiny
 from tuneworthy import store
-from tuneworthy.engine import generation, open_engine
+from tuneworthy.engine import generation, open_engine, runner
 from tuneworthy.engine.local import LocalEngine
 from tuneworthy.engine.models import load_causal
 from tuneworthy.engine.packing import TokenRow
@@ -50,15 +50,19 @@ def batched(
         found[position] = [int(number) for number in answer.text.split()]
         assert (answer.finish_reason == "stop") == (len(found[position]) < tokens)
 
-    generation.generate(
-        model,
-        prompts,
-        Decoding(max_tokens=tokens),
-        stop_ids=frozenset([end]),
-        stop=(),
-        decode=lambda ids: " ".join(map(str, ids)),
-        on_answer=keep,
-    )
+    with runner.opened(model) as running:
+        assert isinstance(running, runner.Quick)
+        scheduler = generation.Scheduler(
+            running,
+            stop_ids=frozenset([end]),
+            stop=(),
+            decode=lambda ids: " ".join(map(str, ids)),
+            on_answer=keep,
+        )
+        decoding = Decoding(max_tokens=tokens)
+        scheduler.add(generation.Row(i, list(ids), decoding) for i, ids in enumerate(prompts))
+        while scheduler.busy:
+            scheduler.step()
     return found
 
 
