@@ -55,7 +55,12 @@ def _none_if_blank(value: Any) -> Any:
     return value.strip() or None
 
 
+def _number_or_none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
 Auto = Literal["auto"]
+EngineName = Literal["auto", "transformers", "vllm"]
 Size = Annotated[int | float | str | None, BeforeValidator(_whole_or_share)]
 Duration = Annotated[float | None, BeforeValidator(parse_duration, json_schema_input_type=str)]
 
@@ -104,6 +109,17 @@ class Prices(_Settings):
     """A million prompt tokens."""
     output_per_million_usd: Annotated[float, Field(ge=0)] = 0.0
     """A million answer tokens."""
+
+
+class EndpointSettings(_Settings):
+    """How an endpoint is asked."""
+
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    """Requests that are under way at one time."""
+    max_usd: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_number_or_none)] = (
+        None
+    )
+    """US dollars, by `prices`, that one command never spends more of at the endpoint; or none."""
 
 
 class FewShot(_Settings):
@@ -176,6 +192,9 @@ class Project(_Settings):
     """What to do, in one or two sentences; a candidate for the system prompt."""
     base: str = "smollm2-135m-instruct"
     """alias, folder, file.gguf, hf:owner/name, openai:model@url, or fake."""
+    engine: EngineName = "auto"
+    """What runs a base with weights; auto: vllm where it is installed and there is a GPU."""
+    endpoint: EndpointSettings = EndpointSettings()
     data: DataSettings
     metric: str = "auto"
     """auto, exact, accuracy, json, chrf, rouge_l, regex:PATTERN or python:FILE.py:FUNCTION."""
@@ -217,6 +236,15 @@ class Project(_Settings):
                     + (f"; did you mean '{near[0]}'?" if near else "")
                     + f" (known: {', '.join(ARM_NAMES)})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ceiling_has_prices(self) -> Project:
+        prices = self.prices
+        if self.endpoint.max_usd and not (
+            prices.input_per_million_usd or prices.output_per_million_usd
+        ):
+            raise ValueError("endpoint.max_usd needs prices: prices.output_per_million_usd")
         return self
 
     def resolved(self) -> dict[str, dict[str, Any]]:

@@ -13,12 +13,14 @@ import pytest
 
 import tuneworthy as tw
 from tests.fakes import projects
-from tests.fakes.endpoint import HANG, PROBE, Reply, nearest_neighbour, said, serving
+from tests.fakes.endpoint import DROP, HANG, PROBE, Reply, nearest_neighbour, said, serving
+from tuneworthy.config import EndpointSettings, Prices, load_project
 from tuneworthy.engine import open_engine
-from tuneworthy.engine.endpoint import CONCURRENCY, GIVE_UP_AFTER, RETRIES, EndpointEngine
-from tuneworthy.errors import EndpointError, ModelError
+from tuneworthy.engine.endpoint import GIVE_UP_AFTER, RETRIES, TEMPLATE_TOKENS, EndpointEngine
+from tuneworthy.errors import EndpointError, ModelError, ProjectError
 from tuneworthy.types import Answer, Decoding, Failure, Grammar, Message, Prompt
 
+CONCURRENCY = EndpointSettings().concurrency
 DECODING = Decoding(max_tokens=32, stop=("END",), seed=7)
 
 
@@ -101,9 +103,27 @@ def test_trouble_that_passes_is_asked_again(status: int) -> None:
         return (200, said("a")) if good else (status, {"error": {"message": "busy"}})
 
     with serving(recovers) as endpoint:
+        start = time.monotonic()
         answers = EndpointEngine("m", endpoint.url).generate(prompts(4), DECODING)
+    assert time.monotonic() - start < 0.5, "it waits as long as it is told to, and no longer"
     assert reasons(answers) == []
     assert set(tries.values()) == {RETRIES + 1}
+
+
+def test_a_body_dropped_half_way_is_asked_again_and_then_a_failure() -> None:
+    tries: dict[str, int] = {}
+
+    def drops(number: int, body: dict[str, Any]) -> Reply:
+        tries[question(body)] = tries.get(question(body), 0) + 1
+        if question(body) == "question 1":
+            return DROP
+        return (200, said("a")) if tries[question(body)] == 3 else DROP
+
+    with serving(drops) as endpoint:
+        answers = EndpointEngine("m", endpoint.url).generate(prompts(4), DECODING)
+    assert [isinstance(answer, Failure) for answer in answers] == [False, True, False, False]
+    assert reasons(answers)[0].startswith("cannot be reached: ")
+    assert tries == {f"question {n}": RETRIES + 1 if n == 1 else 3 for n in range(4)}
 
 
 def test_a_row_that_is_refused_is_a_failure_and_no_more() -> None:
@@ -237,6 +257,124 @@ def test_a_grammar_is_asked_for_in_the_formats_own_field() -> None:
     labels, _, own = [body["response_format"]["json_schema"]["schema"] for body in endpoint.asked]
     assert labels["properties"]["answer"]["enum"] == ["yes", "no way"]
     assert own == schema
+
+
+PER_SAID_TOKEN = Prices(output_per_million_usd=1_000_000)
+"""A dollar a token."""
+
+
+def billed(given: int, tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
+
+
+def limited(url: str, max_usd: float, say: Any = print, **settings: Any) -> EndpointEngine:
+    endpoint = EndpointSettings(max_usd=max_usd, **settings)
+    return EndpointEngine("m", url, endpoint, PER_SAID_TOKEN, say)
+
+
+def test_no_row_is_asked_that_could_go_beyond_the_ceiling() -> None:
+    """Two dollars at worst, one in fact: with nine spent of ten the next is not asked."""
+
+    def some_refused(number: int, body: dict[str, Any]) -> Reply:
+        if number % 3 == 0:
+            return 400, {"error": {"message": "no"}}  # on nobody's bill
+        return 200, said("a", usage=billed(5, 1))
+
+    notes: list[str] = []
+    with serving(some_refused) as endpoint:
+        engine = limited(endpoint.url, 10, notes.append, concurrency=1)
+        answers = engine.generate(prompts(30), Decoding(max_tokens=2))
+        assert len(endpoint.asked) == 13
+        later = engine.generate(prompts(2), Decoding(max_tokens=1))
+        assert len(endpoint.asked) == 13, "shut is shut, even for a row that would fit"
+    assert sum(isinstance(answer, Answer) for answer in answers) == 9
+    beyond = "not asked: endpoint.max_usd (10) could be exceeded"
+    assert reasons(answers[13:]) == [beyond] * 17
+    assert reasons(later) == [beyond] * 2
+    [note] = notes
+    assert "endpoint.max_usd (10)" in note
+
+
+@pytest.mark.parametrize("concurrency", [2, 8])
+def test_what_is_under_way_counts_in_full(concurrency: int) -> None:
+    def slow(number: int, body: dict[str, Any]) -> Reply:
+        time.sleep(0.1)
+        return 200, said("a", usage=billed(5, 2))
+
+    with serving(slow) as endpoint:
+        engine = limited(endpoint.url, 9, concurrency=concurrency)
+        answers = engine.generate(prompts(40), Decoding(max_tokens=2))
+    assert endpoint.most_at_once == min(concurrency, 4)
+    assert len(endpoint.asked) == sum(isinstance(answer, Answer) for answer in answers) == 4
+
+
+def test_a_row_that_was_dropped_may_be_on_the_bill() -> None:
+    def drops_two(number: int, body: dict[str, Any]) -> Reply:
+        dropped = question(body) in ("question 0", "question 1")
+        return DROP if dropped else (200, said("a", usage=billed(5, 1)))
+
+    with serving(drops_two) as endpoint:
+        engine = limited(endpoint.url, 6, concurrency=1)
+        answers = engine.generate(prompts(8), Decoding(max_tokens=2))
+    assert [isinstance(answer, Answer) for answer in answers] == [False] * 2 + [True] + [False] * 5
+
+
+def test_the_worst_case_of_a_prompt_is_a_token_a_byte() -> None:
+    prompt = (Message("user", "é" * 10),)
+    prices = Prices(input_per_million_usd=1_000_000)
+    with serving(lambda n, body: (200, said("a"))) as endpoint:
+        for max_usd, asked in ((19.9 + TEMPLATE_TOKENS, 0), (20 + TEMPLATE_TOKENS, 1)):
+            settings = EndpointSettings(max_usd=max_usd)
+            EndpointEngine("m", endpoint.url, settings, prices).generate([prompt], DECODING)
+            assert len(endpoint.asked) == asked
+
+
+def test_a_ceiling_below_one_question_is_an_error() -> None:
+    with serving() as endpoint, pytest.raises(EndpointError, match="max_usd") as caught:
+        limited(endpoint.url, 0.5).probe()
+    assert caught.value.hint == "set endpoint.max_usd higher"
+
+
+def test_a_ceiling_needs_prices(project_folder: Path) -> None:
+    projects.write(project_folder, projects.rows(), endpoint={"max_usd": 1})
+    with pytest.raises(ProjectError, match=r"endpoint\.max_usd needs prices"):
+        load_project(project_folder)
+    projects.write(project_folder, projects.rows(), endpoint={"max_usd": "none"})
+    assert load_project(project_folder).endpoint == EndpointSettings()
+
+
+def test_scores_are_refused() -> None:
+    with pytest.raises(ModelError, match="how likely"):
+        EndpointEngine("m", "http://127.0.0.1:9/v1").score(prompts(1), [("a",)])
+
+
+def test_decide_within_a_ceiling(project_folder: Path) -> None:
+    """The run ends as any other, and says for which rows nothing was spent."""
+    spent: list[int] = []
+
+    def answers(number: int, body: dict[str, Any]) -> Reply:
+        status, reply = nearest_neighbour(number, body)
+        spent.append(reply["usage"]["completion_tokens"])
+        return status, reply
+
+    with serving(answers) as endpoint:
+        projects.write(
+            project_folder,
+            projects.rows(),
+            base=f"openai:m@{endpoint.url}",
+            arms=["zero-shot"],
+            prices={"output_per_million_usd": 1_000_000},
+            endpoint={"max_usd": 150, "concurrency": 2},
+        )
+        notes: list[str] = []
+        decision = tw.decide(
+            project_folder, listener=lambda e: notes.append(e["text"]) if "text" in e else None
+        )
+    failed = [p.failure for p in decision.predictions("zero-shot") if p.failure]
+    assert 0 < len(failed) < len(decision.predictions("zero-shot"))
+    assert set(failed) == {"not asked: endpoint.max_usd (150) could be exceeded"}
+    assert sum(spent) <= 150
+    assert sum("endpoint.max_usd" in note for note in notes) == 1
 
 
 def test_decide_by_an_endpoint(project_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tuneworthy.errors import ModelError
+from tuneworthy.config import EndpointSettings, EngineName, Prices
+from tuneworthy.errors import MissingExtra, ModelError
 from tuneworthy.types import Embedder, Engine
 
 if TYPE_CHECKING:
@@ -18,10 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["join", "launched", "open_embedder", "open_engine"]
 
 
-def open_engine(base: str, project_folder: Path, say: Callable[[str], None]) -> Engine:
-    """A base model, loaded and ready to answer; see the contract, section 2, for its names.
+def open_engine(
+    base: str,
+    project_folder: Path,
+    say: Callable[[str], None],
+    engine: EngineName = "auto",
+    endpoint: EndpointSettings = EndpointSettings(),  # noqa: B008  (frozen)
+    prices: Prices = Prices(),  # noqa: B008
+) -> Engine:
+    """A base model, loaded and ready to answer; `Project.base` lists the names it may have.
 
-    Raises ModelError, PickleRefused, FetchError or EndpointError before anything is measured.
+    `engine` says what runs a base with weights, `endpoint` and `prices` how an endpoint is asked.
+    Raises ModelError, PickleRefused, FetchError, MissingExtra or EndpointError before anything is
+    measured.
     """
     if base == "fake":
         from tuneworthy.engine.fake import FakeEngine
@@ -44,15 +56,47 @@ def open_engine(base: str, project_folder: Path, say: Callable[[str], None]) -> 
                 where="base",
                 hint="take it out and export OPENAI_API_KEY=…",
             )
-        engine = EndpointEngine(match[1], match[2])
-        engine.probe()
-        return engine
+        asked = EndpointEngine(match[1], match[2], endpoint, prices, say)
+        asked.probe()
+        return asked
+    return _open_weights(base, project_folder, say, *_chosen(engine))
+
+
+def _chosen(engine: EngineName) -> tuple[EngineName, str]:
+    """What runs weights on this machine, and why. Raises MissingExtra if it is not installed."""
+    installed = find_spec("vllm") is not None
+    if engine == "vllm" and not installed:
+        raise MissingExtra(
+            "vllm is not installed", where="engine", hint="pip install 'vllm>=0.32,<0.33'"
+        )
+    if engine != "auto":
+        return engine, "the project file says so"
+    if not installed:
+        return "transformers", "vllm is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "transformers", "there is no GPU"
+    return "vllm", "it is installed and there is a GPU"
+
+
+def _open_weights(
+    base: str, project_folder: Path, say: Callable[[str], None], engine: EngineName, why: str
+) -> Engine:
     from tuneworthy.engine.models import locate
 
     located = locate(base, project_folder, say)
-    from tuneworthy.engine.local import LocalEngine
+    opened: Engine
+    if engine == "vllm":
+        from tuneworthy.engine.vllm import VllmEngine
 
-    return LocalEngine(located)
+        opened = VllmEngine(located)
+    else:
+        from tuneworthy.engine.local import LocalEngine
+
+        opened = LocalEngine(located)
+    opened.base = replace(opened.base, details={**opened.base.details, "engine_why": why})
+    return opened
 
 
 def open_embedder(base: str, say: Callable[[str], None]) -> Embedder:

@@ -8,12 +8,13 @@ import queue
 import shlex
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tuneworthy import store
+from tuneworthy.config import EndpointSettings, Prices
 from tuneworthy.errors import EndpointError, ModelError
 from tuneworthy.types import (
     Answer,
@@ -22,6 +23,7 @@ from tuneworthy.types import (
     Failure,
     Grammar,
     GrammarKind,
+    Likelihood,
     Message,
     OnAnswer,
     Prompt,
@@ -31,13 +33,14 @@ from tuneworthy.types import (
     Weights,
 )
 
-CONCURRENCY = 8
 TIMEOUT_SECONDS = 120.0
 TIMEOUT_SETTING = "TUNEWORTHY_TIMEOUT_SECONDS"
 RETRIES = 3
 CONTEXT_LENGTH = 128_000
 GRAMMARS: tuple[GrammarKind, ...] = ("labels", "json_schema")
 """The OpenAI format has no field for a pattern."""
+TEMPLATE_TOKENS = 16
+"""Of the endpoint's own around a turn, at most."""
 GIVE_UP_AFTER = 5
 """After this many rows in a row without an answer, see whether the endpoint is still there."""
 
@@ -50,15 +53,66 @@ class _NoText(Exception):
     """An answer in the right format with no text in it: refused, or a tool call."""
 
 
+class _TooDear(Exception):
+    """A request that could go beyond the ceiling; it was not sent."""
+
+
+class _Purse:
+    """What requests have cost and may cost, in US dollars; the sum stays below a ceiling."""
+
+    def __init__(self, prices: Prices, max_usd: float | None) -> None:
+        self.prices, self.max_usd = prices, max_usd
+        self.held = 0.0
+        """Spent so far, and the worst case of what is under way."""
+        self.shut = False
+        self._lock = threading.Lock()
+
+    def hold(self, prompt: Prompt, decoding: Decoding) -> float:
+        """Hold a request's worst case. Raises _TooDear from the first that does not fit on."""
+        # No tokenizer makes more tokens than there are bytes; a schema is part of the prompt.
+        texts = [m.content for m in prompt]
+        if decoding.grammar:
+            texts.append(json.dumps(_response_format(decoding.grammar)))
+        given = sum(len(t.encode("utf-8", "surrogatepass")) + TEMPLATE_TOKENS for t in texts)
+        worst = self._usd(given, decoding.max_tokens)
+        with self._lock:
+            if self.shut or (self.max_usd and self.held + worst > self.max_usd):
+                self.shut = True
+                raise _TooDear(f"not asked: endpoint.max_usd ({self.max_usd:g}) could be exceeded")
+            self.held += worst
+        return worst
+
+    def settle(self, worst: float, answer: Answer | None) -> None:
+        """Put what an answer cost, or nothing, in the place of its worst case."""
+        cost = self._usd(answer.prompt_tokens, answer.output_tokens) if answer else 0.0
+        with self._lock:
+            self.held += cost - worst
+
+    def _usd(self, given: int, said: int) -> float:
+        prices = self.prices
+        return (
+            given * prices.input_per_million_usd + said * prices.output_per_million_usd
+        ) / 1_000_000
+
+
 class EndpointEngine:
     """Asks an endpoint; the key is `$OPENAI_API_KEY`, sent nowhere else and written nowhere."""
 
     grammars = GRAMMARS
 
-    def __init__(self, model: str, url: str) -> None:
+    def __init__(
+        self,
+        model: str,
+        url: str,
+        settings: EndpointSettings = EndpointSettings(),  # noqa: B008  (frozen)
+        prices: Prices = Prices(),  # noqa: B008
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         import openai
 
         self.model, self.url = model, url
+        self._concurrency, self._say = settings.concurrency, say
+        self._purse = _Purse(prices, settings.max_usd)
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self.client = openai.OpenAI(
             base_url=url,
@@ -66,7 +120,7 @@ class EndpointEngine:
             timeout=_timeout_seconds(),
             max_retries=RETRIES,
         )
-        self._has_answered = False
+        self._has_answered = self._ceiling_noted = False
         self.base = Base(
             name=f"openai:{model}@{url}",
             sha256=store.sha256_text(f"{model}@{url}"),
@@ -80,7 +134,7 @@ class EndpointEngine:
         """One tiny request. Raises EndpointError unless it is answered in the OpenAI format."""
         impatient = self.client.with_options(max_retries=1)
         try:
-            self._ask((Message("user", "Say hello."),), Decoding(max_tokens=1), impatient)
+            self._paid((Message("user", "Say hello."),), Decoding(max_tokens=1), impatient)
         except _NoText:
             pass  # one token may hold no text
         except Exception as error:
@@ -100,6 +154,8 @@ class EndpointEngine:
             what = f"answered with status {error.status_code}" + (f": {said}" if said else "")
         elif isinstance(error, openai.APIConnectionError):
             what = f"cannot be reached: {error.__cause__ or error}"
+        elif isinstance(error, _TooDear):
+            what, hint = str(error), "set endpoint.max_usd higher"
         elif isinstance(error, _NoText):
             what = str(error)
         else:
@@ -108,6 +164,20 @@ class EndpointEngine:
         if self._key:
             what = what.replace(self._key, "$OPENAI_API_KEY")
         return EndpointError(what[:200], where=self.url, hint=hint)
+
+    def _paid(self, prompt: Prompt, decoding: Decoding, client: Any) -> Answer:
+        """`_ask`, within the ceiling."""
+        import openai
+
+        worst = self._purse.hold(prompt, decoding)
+        try:
+            answer = self._ask(prompt, decoding, client)
+        except openai.APIStatusError:
+            self._purse.settle(worst, None)
+            raise
+        # Anything else that goes wrong may be on the bill: its worst case stays.
+        self._purse.settle(worst, answer)
+        return answer
 
     def _ask(self, prompt: Prompt, decoding: Decoding, client: Any) -> Answer:
         start = time.perf_counter()
@@ -159,7 +229,7 @@ class EndpointEngine:
         weights: Weights | None = None,
         on_answer: OnAnswer | None = None,
     ) -> list[Answer | Failure]:
-        """A row that the endpoint refuses is a Failure.
+        """A row that the endpoint refuses is a Failure; so are all beyond the cost ceiling.
 
         Raises EndpointError if rows go unanswered one after another and the endpoint does not
         answer a simple question either, or has not answered any row yet.
@@ -173,6 +243,9 @@ class EndpointEngine:
                 if isinstance(result, Answer):
                     answers[position] = result
                     self._has_answered, failed_in_a_row = True, 0
+                elif isinstance(result, _TooDear):
+                    answers[position] = Failure(str(result))
+                    self._note_ceiling()
                 else:
                     explained = self._explain(result)
                     answers[position] = Failure(explained.what)
@@ -186,10 +259,18 @@ class EndpointEngine:
                     on_answer(position, answers[position])
         return answers
 
+    def _note_ceiling(self) -> None:
+        if not self._ceiling_noted:
+            self._ceiling_noted = True
+            self._say(
+                f"the ceiling endpoint.max_usd ({self._purse.max_usd:g}) is reached, counted by "
+                "your prices: no more rows are asked, and those left are failures"
+            )
+
     def _ask_all(
         self, prompts: Sequence[Prompt], decoding: Decoding
     ) -> Generator[tuple[int, Answer | Exception], None, None]:
-        """Positions and what came of them, as they come; CONCURRENCY requests at a time."""
+        """Positions and what came of them, as they come; so many requests at a time."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         come: queue.SimpleQueue[tuple[int, Answer | Exception]] = queue.SimpleQueue()
         left = threading.Event()
@@ -203,18 +284,30 @@ class EndpointEngine:
                 except queue.Empty:
                     return
                 try:
-                    come.put((position, self._ask(prompts[position], decoding, self.client)))
+                    come.put((position, self._paid(prompts[position], decoding, self.client)))
                 except Exception as error:
                     come.put((position, error))
 
         # Daemons, not an executor: Ctrl-C does not wait for an endpoint that hangs.
-        for _ in range(min(CONCURRENCY, len(prompts))):
+        for _ in range(min(self._concurrency, len(prompts))):
             threading.Thread(target=work, daemon=True).start()
         try:
             for _ in prompts:
                 yield come.get()
         finally:
             left.set()
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Sequence[str]],
+        *,
+        weights: Weights | None = None,
+    ) -> list[tuple[Likelihood, ...] | Failure]:
+        """Raises ModelError: chat endpoints do not tell how likely a given text is."""
+        raise ModelError(
+            "an endpoint does not tell how likely a text is", hint="use a local base model"
+        )
 
     def train(
         self,

@@ -10,6 +10,7 @@ Held to a grammar it says the nearest label, or the shortest answer allowed if i
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from tuneworthy.types import (
     Decoding,
     Failure,
     Grammar,
+    Likelihood,
     OnAnswer,
     Prompt,
     Report,
@@ -36,6 +38,8 @@ from tuneworthy.types import (
 
 CONTEXT_LENGTH = 4096
 MEMORY_FILE = "memory.json"
+UNLIKELY = 1e-6
+"""Probability of a text that has no word in common with the answer."""
 
 
 def words(text: str) -> frozenset[str]:
@@ -100,6 +104,26 @@ class FakeEngine:
         start, tokens = time.perf_counter(), self.count(prompt)
         if tokens + decoding.max_tokens > CONTEXT_LENGTH:
             return Failure(f"prompt of {tokens} tokens does not fit the context")
+        text = self._text(prompt, memory)
+        if decoding.grammar:
+            text = _held(text, decoding.grammar)
+        ends = [text.find(stop) for stop in decoding.stop if stop in text]
+        if ends:
+            text = text[: min(ends)]
+        said = text.split()
+        cut = len(said) > decoding.max_tokens
+        if cut:
+            text = " ".join(said[: decoding.max_tokens])
+        return Answer(
+            text=text,
+            prompt_tokens=tokens,
+            output_tokens=min(len(said), decoding.max_tokens),
+            finish_reason="length" if cut else "stop",
+            seconds=time.perf_counter() - start,
+        )
+
+    def _text(self, prompt: Prompt, memory: list[tuple[frozenset[str], str]]) -> str:
+        """What it would say if nothing held it or cut it short."""
         question = prompt[-1].content
         asked = words(question)
         shown = [
@@ -113,23 +137,37 @@ class FakeEngine:
             asked = words(asked_text)
             sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n", passages) if s]
             candidates = [(words(s), s) for s in sentences]
-        text = question
-        if candidates:
-            # The first of equals: the answer does not depend on hashing.
-            text = max(candidates, key=lambda c: likeness(asked, c[0]))[1]
-        if decoding.grammar:
-            text = _held(text, decoding.grammar)
-        said = text.split()
-        cut = len(said) > decoding.max_tokens
-        if cut:
-            text = " ".join(said[: decoding.max_tokens])
-        return Answer(
-            text=text,
-            prompt_tokens=tokens,
-            output_tokens=min(len(said), decoding.max_tokens),
-            finish_reason="length" if cut else "stop",
-            seconds=time.perf_counter() - start,
-        )
+        if not candidates:
+            return question
+        # The first of equals: the answer does not depend on hashing.
+        return max(candidates, key=lambda c: likeness(asked, c[0]))[1]
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Sequence[str]],
+        *,
+        weights: Weights | None = None,
+    ) -> list[tuple[Likelihood, ...] | Failure]:
+        """A continuation is as likely as it is like the answer: the nearest label is the best."""
+        memory = self._remembered(weights) if weights else []
+        scored: list[tuple[Likelihood, ...] | Failure] = []
+        for prompt, texts in zip(prompts, continuations, strict=True):
+            longest = max((self.count(prompt, text) for text in texts), default=0)
+            if longest > CONTEXT_LENGTH:
+                scored.append(Failure(f"row of {longest} tokens does not fit the context"))
+                continue
+            said = words(self._text(prompt, memory))
+            scored.append(
+                tuple(
+                    Likelihood(
+                        math.log(max(likeness(said, words(text)), UNLIKELY)),
+                        len(text.split()) + 1,
+                    )
+                    for text in texts
+                )
+            )
+        return scored
 
     def _remembered(self, weights: Weights) -> list[tuple[frozenset[str], str]]:
         memory = store.read_json(weights.folder / MEMORY_FILE)

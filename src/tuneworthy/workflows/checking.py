@@ -29,7 +29,11 @@ def check(
     given_grammar(project)
     documents = project.data.documents
     found = load_documents(project.folder / documents) if documents else []
-    engine = open_engine(project.base, project.folder, say) if tokens else None
+    engine = None
+    if tokens:
+        engine = open_engine(
+            project.base, project.folder, say, project.engine, project.endpoint, project.prices
+        )
     prepared = ledger.prepare(
         project,
         (lambda e: engine.count(e.prompt, e.completion)) if engine else None,

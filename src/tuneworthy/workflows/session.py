@@ -47,7 +47,15 @@ PACKAGES = (
     "datasets",
 )
 SHORTEST_ANSWER_TOKENS = 32
-JUDGING_SETTINGS = ("arms", "budget", "margin", "parallel", "prices.", "requests_per_month")
+JUDGING_SETTINGS = (
+    "arms",
+    "budget",
+    "endpoint.",
+    "margin",
+    "parallel",
+    "prices.",
+    "requests_per_month",
+)
 """They say how far to go and how to judge, not what an arm does: a run goes on under others."""
 Listener = Callable[[dict[str, Any]], None]
 
@@ -230,7 +238,9 @@ def _load(project: Project, journal: Journal) -> _Loaded:
     if project.data.documents:
         documents = tuple(load_documents(project.folder / project.data.documents))
     say(f"{len(raw):,} rows read; loading {project.base}")
-    engine = open_engine(project.base, project.folder, say)
+    engine = open_engine(
+        project.base, project.folder, say, project.engine, project.endpoint, project.prices
+    )
     prepared = ledger.prepare(
         project, lambda e: engine.count(e.prompt, e.completion), engine.base.context_length
     )
@@ -314,8 +324,8 @@ def _settings(
     for name, value in detected.items():
         if name in settings and settings[name]["value"] != "auto":
             continue
-        # Measured speeds differ from run to run; they describe, they do not decide.
-        if name != "base.number_format_why":
+        # Reasons differ where the choice does not: measured speeds, what is installed.
+        if not name.endswith("_why"):
             settings[name] = {"value": value, "origin": "detected"}
     return settings
 

@@ -54,7 +54,9 @@ def assist(project: Project, name: str) -> None:
     """What every process but the main one does: the same fit, of which nothing is kept here."""
     _known(name)
     quiet = lambda text: None  # noqa: E731
-    engine = open_engine(project.base, project.folder, quiet)
+    engine = open_engine(
+        project.base, project.folder, quiet, project.engine, project.endpoint, project.prices
+    )
     prepared = ledger.prepare(
         project, lambda e: engine.count(e.prompt, e.completion), engine.base.context_length
     )
