@@ -71,6 +71,17 @@ def check_tokens(runs: Mapping[str, Event], rows: int, tokens: int) -> None:
             )
 
 
+def check_threads(runs: Mapping[str, Event]) -> None:
+    """Raise ContenderFailed where a contender computes with fewer or more threads than we do."""
+    for name, run in runs.items():
+        if run["threads"] != runs[OURS]["threads"]:
+            raise ContenderFailed(
+                f"computes with {run['threads']} threads, ours with {runs[OURS]['threads']}",
+                where=name,
+                hint="unset OMP_NUM_THREADS and VLLM_CPU_OMP_THREADS_BIND",
+            )
+
+
 def check_scores(ours: Event, peers: Mapping[str, Event]) -> None:
     """Raise ContenderFailed where a peer scored something else than we did."""
     own = [score for row in ours["scores"] for score in row]
@@ -126,6 +137,7 @@ class Bench:
             self.progress.skip(f"{name} transformers")
             if name != "labels":
                 runs |= self._vllm(name, job)
+        check_threads({OURS: ours, **runs})
         if name == "labels":
             check_scores(ours, runs)
         else:

@@ -281,11 +281,13 @@ MODES = {"search": searched, "measure": measured, "one at a time": one_at_a_time
 
 
 def main(path: str) -> None:
+    import torch
+
     job = json.loads(Path(path).read_text("utf-8"))
     rows = json.loads(Path(job["rows"]).read_text("utf-8"))
     done = MODES[job["mode"]](job, rows)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    tell({"done": {**done, "peak_mb": peak}})
+    tell({"done": {**done, "peak_mb": peak, "threads": torch.get_num_threads()}})
 
 
 if __name__ == "__main__":

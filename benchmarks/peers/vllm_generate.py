@@ -12,7 +12,7 @@ from typing import Any
 
 CONTEXT = 2048
 SETTINGS = {
-    # In this process, so that its peak memory is the contender's.
+    # In this process: its peak memory is the contender's, and no core is reserved for a scheduler.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "4",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",

@@ -163,6 +163,14 @@ def test_who_says_fewer_tokens_ends_the_benchmark(
         bench(lines).workload("short")
 
 
+def test_who_computes_with_fewer_threads_ends_the_benchmark(
+    contenders: Contenders, lines: list[str]
+) -> None:
+    contenders.change = lambda kind, done: done | ({"threads": 1} if kind == "eager" else {})
+    with pytest.raises(ContenderFailed, match="eager: computes with 1 threads, ours with 2"):
+        bench(lines).workload("short")
+
+
 def test_a_mode_of_vllm_that_fails_is_said_and_left_out(
     contenders: Contenders, lines: list[str]
 ) -> None:
