@@ -85,11 +85,17 @@ def versions(packages: Sequence[str], python: Path | None = None) -> dict[str, s
 
 
 def peer_python(peer: str, given: Path | None, say: Callable[[str], None]) -> Path:
-    """The interpreter of a peer's environment, made from `peers/<peer>.txt` if need be."""
+    """The interpreter of a peer's environment, made from `peers/<peer>.txt` if need be.
+
+    Packages in `peers/<peer>.remove.txt`, if there is one, are taken out again: a peer asks for
+    them and does not start where they are.
+    """
     if given:
         return given.absolute()
     requirements = BENCHMARKS / "peers" / f"{peer}.txt"
-    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    removed = requirements.with_suffix(".remove.txt")
+    files = [file for file in (requirements, removed) if file.exists()]
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     folder = workspace() / peer
     python, stamp = folder / "bin" / "python", folder / "installed"
     if not stamp.exists() or stamp.read_text("utf-8") != wanted:
@@ -97,6 +103,9 @@ def peer_python(peer: str, given: Path | None, say: Callable[[str], None]) -> Pa
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-r", requirements], check=True, stdout=sys.stderr)
+        if removed.exists():
+            pip = [python, "-m", "pip", "uninstall", "--quiet", "--yes"]
+            subprocess.run([*pip, "-r", removed], check=True, stdout=sys.stderr)
         store.write_text(stamp, wanted)
     return python
 
