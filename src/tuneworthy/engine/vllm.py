@@ -186,8 +186,8 @@ class VllmEngine:
         params = _vllm().SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         places = [(i, k) for i, row in enumerate(pairs) if fitting[i] for k in range(len(row))]
         asked = {n: (pairs[i][k][0], params) for n, (i, k) in enumerate(places)}
-        # Prompts' log-probabilities under an adapter end vLLM 0.32's process: it is merged first.
-        found = {places[n]: output for n, output in self._run(asked, weights, merged=True)}
+        # vLLM 0.32 dies of prompts' log-probabilities where it has room for adapters.
+        found = {places[n]: output for n, output in self._run(asked, weights, plain=True)}
         return [
             tuple(_likelihood(found[i, k], *pair) for k, pair in enumerate(row))
             if fitting[i]
@@ -224,13 +224,13 @@ class VllmEngine:
         asked: Mapping[int, tuple[list[int], Any]],
         weights: Weights | None,
         *,
-        merged: bool = False,
+        plain: bool = False,
     ) -> Generator[tuple[int, Any], None, None]:
         """Ask for rows of ids, each with its parameters; positions and outputs as they come."""
         if not asked:
             return
         ended = _vllm().v1.engine.exceptions.EngineDeadError
-        engine, adapter = self._open(weights, merged)
+        engine, adapter = self._open(weights, plain)
         waiting = {str(position) for position in asked}
         try:
             for position, (ids, params) in asked.items():
@@ -252,21 +252,24 @@ class VllmEngine:
                 with suppress(ended):
                     engine.abort_request(sorted(waiting))
 
-    def _open(self, weights: Weights | None, merged: bool) -> tuple[Any, Any]:
-        """The engine with the right weights, and vLLM's name for the adapter, if there is one."""
+    def _open(self, weights: Weights | None, plain: bool) -> tuple[Any, Any]:
+        """The engine with the right weights, and vLLM's name for the adapter, if there is one.
+
+        `plain`: without room for adapters, with one merged into the weights if need be.
+        """
         if weights is not None:
             adapters.check_owner(weights.folder, self.located.sha256)
         base = self.located.folder
         if weights is None:
-            return self._started(base, 0), None
+            return self._started(base, 0, plain), None
         if weights.kind == "full":
-            return self._started(weights.folder, 0), None
+            return self._started(weights.folder, 0, plain), None
         config = json.loads((weights.folder / "adapter_config.json").read_text("utf-8"))
         lora = config["peft_type"] == "LORA" and not config.get("use_dora")
         rank = next((rank for rank in RANKS if lora and rank >= config["r"]), None)
-        if merged or rank is None:
-            return self._started(self._merge(weights.folder), 0), None
-        engine = self._started(base, rank)
+        if plain or rank is None:
+            return self._started(self._merge(weights.folder), 0, plain), None
+        engine = self._started(base, rank, plain)
         key = (weights.folder, _stamp(weights.folder))
         number = self._adapters.setdefault(key, len(self._adapters) + 1)
         request = _vllm().lora.request.LoRARequest(f"adapter-{number}", number, str(weights.folder))
@@ -280,15 +283,18 @@ class VllmEngine:
             model = adapters.load_adapter(
                 load_causal(self.located.folder, self.format.dtype), adapter
             )
+            for old in self._merged.values():
+                old.cleanup()
             folder = tempfile.TemporaryDirectory(prefix="tuneworthy-")
             model.save_pretrained(folder.name)
             self._merged = {key: folder}
         return Path(self._merged[key].name)
 
-    def _started(self, folder: Path, rank: int) -> Any:
-        """The engine of a vLLM that has these weights and room for adapters of this rank."""
+    def _started(self, folder: Path, rank: int, plain: bool) -> Any:
+        """The engine of a vLLM with these weights and room for adapters of at least this rank."""
         stamp, now = _stamp(folder), self._opened
-        if not now or (now.folder, now.stamp) != (folder, stamp) or now.rank < rank:
+        same = now and (now.folder, now.stamp) == (folder, stamp)
+        if not now or not same or now.rank < rank or (plain and now.rank):
             self._release()
             self._opened = _Opened(self._start(folder, rank), folder, stamp, rank)
         assert self._opened
