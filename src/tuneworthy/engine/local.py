@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ class LocalEngine:
         self.say: Callable[[str], None] = lambda text: None
         self._loaded: _Loaded | None = None
         self._open = ExitStack()
+        # Also at the end of the program, while there still are modules to do it with.
+        weakref.finalize(self, self._open.close)
         self._runner: Runner | None = None
         model = self._model(None)
         config = model.config.get_text_config()

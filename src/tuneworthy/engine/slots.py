@@ -180,7 +180,9 @@ class Stepping:
         device = slots.device
         (self.batch, self.count), depths_B_Q = depths_B_Q.shape, depths_B_Q.to(device)
         self.prefix = len(beginning.ids) if beginning else 0
-        self.used = max(slots.lengths) + self.count
+        # All the room there is: a part of it would have to be copied for every product.
+        self.used = slots.tokens
+        assert self.used >= max(slots.lengths) + self.count
         lengths_B_1 = torch.tensor(slots.lengths, device=device)[:, None]
         row_B_1 = torch.arange(self.batch, device=device)[:, None]
         places_B_Q = lengths_B_1 + torch.arange(self.count, device=device)
@@ -234,7 +236,7 @@ class Stepping:
             .reshape(batch, kv_heads, each, width)
         )
         keys, values = (
-            cache[layer, :batch, :, : self.used].reshape(batch * kv_heads, self.used, width)
+            cache[layer, :batch].view(batch * kv_heads, self.used, width)
             for cache in (self.slots.keys, self.slots.values)
         )
         own = torch.bmm(queries_B_K_GQ_D.view(-1, each, width), keys.transpose(1, 2))

@@ -1,0 +1,214 @@
+"""The scheduler and its runners: who runs when, what is kept, what happens without memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fakes import tiny
+from tuneworthy.engine import generation, layers, runner
+from tuneworthy.engine.generation import Row, Scheduler
+from tuneworthy.engine.runner import Plain, Quick, opened
+from tuneworthy.errors import ModelError
+from tuneworthy.types import Decoding
+
+END = 2
+
+
+def prompts(count: int, shared: int = 0) -> list[list[int]]:
+    dice = random.Random(count)
+    beginning = [dice.randrange(4, 400) for _ in range(shared)]
+    return [
+        beginning + [dice.randrange(4, 400) for _ in range(dice.randint(1, 30))]
+        for _ in range(count)
+    ]
+
+
+def said(
+    running: Any, asked: Sequence[list[int]], tokens: int = 8, **more: Any
+) -> tuple[list[list[int]], Scheduler]:
+    found: dict[int, list[int]] = {}
+    scheduler = Scheduler(
+        running,
+        stop_ids=frozenset([END]),
+        stop=(),
+        decode=lambda ids: " ".join(map(str, ids)),
+        on_answer=lambda i, answer: found.__setitem__(i, [int(x) for x in answer.text.split()]),
+        **more,
+    )
+    scheduler.add(Row(i, ids, Decoding(max_tokens=tokens)) for i, ids in enumerate(asked))
+    while scheduler.busy:
+        scheduler.step()
+    return [found[i] for i in range(len(asked))], scheduler
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("shared", [0, 20])
+def test_a_model_that_is_not_known_says_the_same(kind: str, shared: int) -> None:
+    model, asked = tiny.model(kind), prompts(12, shared)
+    with opened(model) as quick:
+        assert isinstance(quick, Quick)
+        wanted, _ = said(quick, asked)
+    assert said(Plain(model), asked)[0] == wanted
+
+
+def test_layers_that_are_wrong_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = layers.attend
+    monkeypatch.setattr(layers, "attend", lambda query, *args: real(query * 1.2, *args))
+    with opened(tiny.model()) as running:
+        assert isinstance(running, Quick) and not running.packed.replaced
+    monkeypatch.setattr(runner.Stepping, "attend", lambda self, query, *args: query)
+    with opened(tiny.model()) as running:
+        assert isinstance(running, Plain)
+
+
+def test_the_models_own_way_is_back_afterwards() -> None:
+    model = tiny.model()
+    native = model.config._attn_implementation
+    with opened(model):
+        assert model.config._attn_implementation != native
+    assert model.config._attn_implementation == native
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+def test_rows_that_come_later_join_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts(30)
+    with opened(tiny.model()) as running:
+        wanted, _ = said(running, asked)
+        monkeypatch.setattr(Quick, "rows_at_most", 5)
+        found: dict[int, str] = {}
+        scheduler = Scheduler(
+            running,
+            stop_ids=frozenset([END]),
+            stop=(),
+            decode=lambda ids: " ".join(map(str, ids)),
+            on_answer=lambda i, answer: found.__setitem__(i, answer.text),
+        )
+        most = 0
+        for i, ids in enumerate(asked):
+            scheduler.add([Row(i, ids, Decoding(max_tokens=8))])
+            scheduler.step()
+            most = max(most, len(scheduler.running))
+        while scheduler.busy:
+            scheduler.step()
+    assert 1 < most <= 5
+    assert [found[i] for i in range(30)] == [" ".join(map(str, ids)) for ids in wanted]
+
+
+def test_a_beginning_is_read_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = Quick._hidden
+
+    def counted(self: Quick, ids_T: torch.Tensor, *args: Any) -> Any:
+        read.append(len(ids_T))
+        return real(self, ids_T, *args)
+
+    asked = prompts(6, shared=40)
+    own = sum(len(ids) - 40 for ids in asked)
+    with opened(tiny.model()) as running:
+        monkeypatch.setattr(Quick, "_hidden", counted)
+        first, _ = said(running, asked, tokens=1)
+        assert read == [40, own]
+        read.clear()
+        assert said(running, asked, tokens=1)[0] == first
+        assert read == [own]
+        read.clear()
+        said(running, asked[:1], tokens=1)
+        assert read == [len(asked[0]) - 40]
+        # A longer beginning goes on where the shorter one ends.
+        read.clear()
+        longer = [[*asked[0][:40], *range(50, 60), i] for i in range(4, 8)]
+        said(running, longer, tokens=1)
+        assert read == [10, 4]
+
+
+def test_memory_for_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts(40)
+    with opened(tiny.model()) as running:
+        wanted, _ = said(running, asked)
+        bytes_a_row = running.row_bytes(30 + 8)
+        monkeypatch.setattr(generation, "CACHE_BYTES", 7 * bytes_a_row)
+        running.slots = running._new_slots()  # type: ignore[attr-defined]
+        assert said(running, asked)[0] == wanted
+        assert 1 < running.slots.rows < 20  # type: ignore[attr-defined]
+
+
+def test_memory_that_runs_out_halves_the_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, steps, notes = prompts(16), [0], list[str]()
+    real = Quick.step
+
+    def scarce(self: Quick, ids: Sequence[int]) -> torch.Tensor:
+        steps[0] += 1
+        if len(ids) > 8 and steps[0] > 3:
+            raise torch.OutOfMemoryError("out of memory: cannot allocate")
+        return real(self, ids)
+
+    with opened(tiny.model()) as running:
+        wanted, _ = said(running, asked)
+        monkeypatch.setattr(Quick, "step", scarce)
+        found, scheduler = said(running, asked, say=notes.append)
+    assert found == wanted
+    assert scheduler.rows_at_most <= 8 and len(notes) == 1 and "memory ran out" in notes[0]
+
+
+def test_memory_that_runs_out_again_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Quick, ids: Sequence[int]) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(Quick, "step", never)
+    with (
+        pytest.raises(ModelError, match="memory does not suffice"),
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr(runner, "_agrees", lambda *args: True)
+        with opened(tiny.model()) as running:
+            said(running, prompts(8))
+
+
+def test_another_error_is_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tiny.model()) as running:
+        monkeypatch.setattr(Quick, "step", lambda self, ids: torch.zeros(1) @ torch.zeros(2))
+        with pytest.raises(RuntimeError, match="size"):
+            said(running, prompts(3))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("shared", [0, 30])
+def test_scores_are_those_of_a_plain_forward_pass(kind: str, shared: int) -> None:
+    model, asked = tiny.model(kind), prompts(9, shared)
+    dice = random.Random(1)
+    wanted = [
+        [[dice.randrange(4, 400) for _ in range(dice.randint(1, 5))] for _ in range(1 + i % 4)]
+        for i in range(len(asked))
+    ]
+    plain = generation.score(Plain(model), asked, wanted)
+    with opened(model) as running:
+        assert isinstance(running, Quick)
+        quick = generation.score(running, asked, wanted)
+        again = generation.score(running, asked[:1], wanted[:1])
+    flat = [[x for row in found for x in row] for found in (quick, plain)]
+    assert flat[0] == pytest.approx(flat[1], abs=2e-4)
+    assert again[0] == pytest.approx(quick[0], abs=2e-4)
+
+
+def test_a_row_hands_on_its_text_as_it_grows() -> None:
+    texts: list[str] = []
+    answers: list[str] = []
+    with opened(tiny.model()) as running:
+        scheduler = Scheduler(
+            running,
+            stop_ids=frozenset(),
+            stop=(),
+            decode=lambda ids: " ".join(map(str, ids)),
+            on_answer=lambda i, answer: answers.append(answer.text),
+        )
+        row = Row(0, [5, 6, 7], Decoding(max_tokens=4), on_text=lambda i, text: texts.append(text))
+        scheduler.add([row])
+        while scheduler.busy:
+            scheduler.step()
+    assert [len(text.split()) for text in texts] == [1, 2, 3]
+    assert len(answers[0].split()) == 4 and answers[0].startswith(texts[-1])
