@@ -9,9 +9,10 @@ import gc
 import json
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from tuneworthy.types import (
 )
 
 ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",  # what it pins and keeps is gone with its process
     "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; its CPU build does not start without one
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -123,14 +125,13 @@ class VllmEngine:
                 fitting[position] = ids
         lead = "" if self.chat.template else " "  # after "Output:" comes a space
         lark = _lark(decoding.grammar, lead) if decoding.grammar else None
-        start = time.perf_counter()
         asked = {
             position: (ids, self._sampling(decoding, position, lark))
             for position, ids in fitting.items()
         }
         with closing(self._run(asked, weights)) as outputs:
-            for position, output in outputs:
-                keep(position, self._answer(output, decoding, time.perf_counter() - start))
+            for position, output, seconds in outputs:
+                keep(position, self._answer(output, decoding, seconds))
         return answers
 
     def _sampling(self, decoding: Decoding, position: int, lark: str | None) -> Any:
@@ -187,7 +188,7 @@ class VllmEngine:
         places = [(i, k) for i, row in enumerate(pairs) if fitting[i] for k in range(len(row))]
         asked = {n: (pairs[i][k][0], params) for n, (i, k) in enumerate(places)}
         # vLLM 0.32 dies of prompts' log-probabilities where it has room for adapters.
-        found = {places[n]: output for n, output in self._run(asked, weights, plain=True)}
+        found = {places[n]: output for n, output, _ in self._run(asked, weights, plain=True)}
         return [
             tuple(_likelihood(found[i, k], *pair) for k, pair in enumerate(row))
             if fitting[i]
@@ -225,22 +226,24 @@ class VllmEngine:
         weights: Weights | None,
         *,
         plain: bool = False,
-    ) -> Generator[tuple[int, Any], None, None]:
-        """Ask for rows of ids, each with its parameters; positions and outputs as they come."""
+    ) -> Generator[tuple[int, Any, float], None, None]:
+        """Ask for rows of ids, each with its parameters; positions, outputs and seconds waited."""
         if not asked:
             return
         ended = _vllm().v1.engine.exceptions.EngineDeadError
         engine, adapter = self._open(weights, plain)
-        waiting = {str(position) for position in asked}
+        waiting, start = {str(position) for position in asked}, time.perf_counter()
         try:
-            for position, (ids, params) in asked.items():
-                prompt = {"prompt_token_ids": ids}
-                engine.add_request(str(position), prompt, params, lora_request=adapter)
-            while waiting:
-                for output in engine.step():
-                    if output.finished:
-                        waiting.remove(output.request_id)
-                        yield int(output.request_id), output
+            with _watched(engine.engine_core, ended):
+                for position, (ids, params) in asked.items():
+                    prompt = {"prompt_token_ids": ids}
+                    engine.add_request(str(position), prompt, params, lora_request=adapter)
+                while waiting:
+                    for output in engine.step():
+                        if output.finished:
+                            waiting.remove(output.request_id)
+                            took = time.perf_counter() - start
+                            yield int(output.request_id), output, took
         except ended:
             self._release()
             raise ModelError(
@@ -370,6 +373,24 @@ def _lark(held: Grammar, lead: str) -> str:
             hint="docs/concepts/arms.md says what a grammar cannot hold",
         )
     return lark
+
+
+@contextmanager
+def _watched(core: Any, ended: type[Exception]) -> Iterator[None]:
+    """Raises `ended` where vLLM's process dies: vLLM 0.32 waits for its next word for ever."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if core.resources.engine_dead:
+                core.outputs_queue.put_nowait(ended())
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _shape(folder: Path) -> tuple[Any, int]:
