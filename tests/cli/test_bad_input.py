@@ -163,7 +163,7 @@ PROJECT_CASES: dict[str, tuple[str, str, str]] = {
     "unknown key and nothing near": (
         "task: t\nzzz: 1\ndata: {examples: examples.jsonl}\n",
         "project/tuneworthy.yaml:2: unknown key 'zzz'",
-        "known keys: task, instruction, base, data, metric, arms, margin, budget, "
+        "known keys: task, instruction, base, engine, endpoint, data, metric, arms, margin, budget, "
         "requests_per_month, prices, few_shot, grammar, lora, full, parallel, seed",
     ),
     "missing key": (

@@ -384,9 +384,10 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention interface: (1, heads, T, D) in, (1, T, heads, D) out."""
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
     layer = module.layer_idx
-    return attend(*rows, None, pack, layer, scaling, sliding_window, softcap)[None], None
+    output = attend(queries, keys, values, None, pack, layer, scaling, sliding_window, softcap)
+    return output[None], None
 
 
 def attend(

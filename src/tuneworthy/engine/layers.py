@@ -58,7 +58,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, scales: tuple[float, ...], *parts: torch.Tensor | None
+        ctx: Any, x: torch.Tensor, scales: tuple[float, ...], *parts: Any
     ) -> tuple[torch.Tensor, ...]:
         weights, biases, downs, ups = (parts[i::4] for i in range(4))
         flat = x.reshape(-1, x.shape[-1])

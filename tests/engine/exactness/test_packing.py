@@ -105,7 +105,7 @@ def test_attention_is_that_of_one_dense_mask(
             num_attention_heads=heads, num_key_value_heads=kv_heads, num_hidden_layers=1
         )
         found, _ = attention.packed_attention(
-            None, q, k, v, None,
+            SimpleNamespace(layer_idx=0), q, k, v, None,
             pack=attention.Plans(laid, config, torch.device("cpu")),
             sliding_window=window, softcap=softcap,
         )  # fmt: skip
