@@ -53,9 +53,9 @@ class Workload:
 
 
 WORKLOADS = {
-    "short": Workload("functions and their docblocks", 16, 8, 1024, (8, 16, 4)),
-    "prefix": Workload("short rows behind 700 shared tokens", 16, 2, 1024, (4, 8, 2)),
-    "long": Workload("several functions a row, 512 to 2,048 tokens", 8, 2, 2048, (2, 1, 4)),
+    "short": Workload("functions and their docblocks", 16, 8, 1024, (8, 16)),
+    "prefix": Workload("short rows behind 700 shared tokens", 16, 2, 1024, (4, 8)),
+    "long": Workload("several functions a row, 512 to 2,048 tokens", 8, 2, 2048, (2, 1)),
 }
 """The first of `sizes` is tried first."""
 

@@ -61,6 +61,8 @@ class Grammar:
     """The labels as a JSON list, the pattern, or the schema as JSON."""
     separators: tuple[str, str] | None = None
     """What JSON has between items and after a key, exactly; None: any, with a little white space."""
+    likeliest: bool = False
+    """Labels only: the label that is likeliest as a whole, instead of decoding token by token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from tuneworthy.config import load_project
 from tuneworthy.data import ledger
 from tuneworthy.engine.fake import FakeEmbedder, FakeEngine
 from tuneworthy.evaluation import metrics
-from tuneworthy.types import Answer, Decoding, Example, Message, Passage
+from tuneworthy.types import Answer, Decoding, Example, Failure, Message, Passage
 
 
 class Search:
@@ -213,3 +213,32 @@ def test_of_equal_dev_scores_the_shorter_prompt_wins(task: Task) -> None:
     short = Candidate("short", 0.5, 9, 1.0, Recipe(), prompt_tokens=30)
     unknown = Candidate("unknown", None, 0, 1.0, Recipe())
     assert best([long, short, unknown]) is short
+
+
+def test_labels_are_also_found_by_how_likely_they_are(task: Task) -> None:
+    fit = ARMS["constrained"].fit(task)
+    tried = {candidate["what"] for candidate in fit.record["candidates"]}
+    ways = ("held to the grammar", "the likeliest label")
+    assert tried >= {f"the prompt alone, {way}" for way in ways}
+    assert task.grammar
+    labels = json.loads(task.grammar.source)
+    recipe = Recipe(grammar=replace(task.grammar, likeliest=True))
+    assert Recipe.from_json(recipe.to_json(), task.folder) == recipe
+    asked = [example.prompt for example in task.dev] * 4
+    seen: dict[int, Any] = {}
+    answers = FittedRecipe(recipe, task.kitchen).answer(asked, seen.__setitem__)
+    assert len(asked) > 64 and seen == dict(enumerate(answers))
+    scores = task.kitchen.engine.score(asked, [labels] * len(asked))
+    for prompt, answer, likelihoods in zip(asked, answers, scores):
+        assert isinstance(answer, Answer) and isinstance(likelihoods, tuple)
+        most = max(likelihood.log_probability for likelihood in likelihoods)
+        assert likelihoods[labels.index(answer.text)].log_probability == most
+        assert answer.prompt_tokens == task.kitchen.engine.count(prompt)
+
+
+def test_a_row_that_cannot_be_scored_is_a_failure(task: Task) -> None:
+    assert task.grammar
+    recipe = Recipe(grammar=replace(task.grammar, likeliest=True))
+    long = (Message("user", "word " * 5000),)
+    answers = FittedRecipe(recipe, task.kitchen).answer([task.dev[0].prompt, long])
+    assert isinstance(answers[0], Answer) and isinstance(answers[1], Failure)

@@ -212,7 +212,8 @@ def describe_grammar(grammar: Grammar) -> dict[str, str]:
         return {"held to": "a pattern", "pattern": grammar.source}
     source = json.loads(grammar.source)
     if grammar.kind == "labels":
-        return {"held to": f"one of {len(source)} labels", "labels": "\n".join(source)}
+        how = ", the likeliest as a whole" if grammar.likeliest else ""
+        return {"held to": f"one of {len(source)} labels{how}", "labels": "\n".join(source)}
     written = json.dumps({"key": 1, "other": 2}, separators=grammar.separators)
     spaces = f"written like {written}" if grammar.separators else "white space as the model likes"
     schema = json.dumps(source, indent=2, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tuneworthy.arms.base import Fit, Fitted, Task, chosen_on_dev, restore_recipe
@@ -22,11 +23,17 @@ class Constrained:
         return None
 
     def fit(self, task: Task) -> Fit:
+        assert task.grammar
         prompts = {"the prompt alone": None, "the system prompt": task.system}
+        ways = {"held to the grammar": task.grammar}
+        if task.grammar.kind == "labels" and task.kitchen.engine.base.trainable:
+            # The model is at hand and tells how likely it finds each label.
+            ways["the likeliest label"] = replace(task.grammar, likeliest=True)
         tries = [
-            (f"{what}, held to the grammar", Recipe(system=system, grammar=task.grammar))
+            (f"{what}, {way}", Recipe(system=system, grammar=grammar))
             for what, system in prompts.items()
             if system or what == "the prompt alone"
+            for way, grammar in ways.items()
         ]
         return chosen_on_dev(task, self.name, tries)
 

@@ -5,7 +5,9 @@ Every arm but `linear` is one. Evaluation and the server both go through `Fitted
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +27,9 @@ from tuneworthy.types import (
     Prompt,
     Weights,
 )
+
+SCORED_ROWS = 64
+"""Rows whose labels are scored in one call: somebody watches the progress."""
 
 
 class Search(Protocol):
@@ -113,12 +118,37 @@ class FittedRecipe:
         self, inputs: Sequence[Prompt], on_answer: OnAnswer | None = None
     ) -> list[Answer | Failure]:
         """One answer an input, in order; `on_answer(position, answer)` as each one stands."""
+        if self.decoding.grammar and self.decoding.grammar.likeliest:
+            return self._likeliest(inputs, json.loads(self.decoding.grammar.source), on_answer)
         return self.kitchen.engine.generate(
             self.prompts(inputs),
             self.decoding,
             weights=self.recipe.weights,
             on_answer=on_answer,
         )
+
+    def _likeliest(
+        self, inputs: Sequence[Prompt], labels: Sequence[str], on_answer: OnAnswer | None
+    ) -> list[Answer | Failure]:
+        """The label with the highest probability as a whole, its end included; of equals the first."""
+        engine, answers = self.kitchen.engine, list[Answer | Failure]()
+        for start in range(0, len(inputs), SCORED_ROWS):
+            prompts = self.prompts(inputs[start : start + SCORED_ROWS])
+            began = time.perf_counter()
+            weights = self.recipe.weights
+            for found, prompt in zip(
+                engine.score(prompts, [labels] * len(prompts), weights=weights), prompts
+            ):
+                if isinstance(found, tuple):
+                    best = max(range(len(labels)), key=lambda i: found[i].log_probability)
+                    took = time.perf_counter() - began
+                    counts = engine.count(prompt), found[best].tokens
+                    answers.append(Answer(labels[best], *counts, "stop", took))
+                else:
+                    answers.append(found)
+                if on_answer:
+                    on_answer(len(answers) - 1, answers[-1])
+        return answers
 
     @property
     def decoding(self) -> Decoding:

@@ -94,7 +94,7 @@ def _open_weights(
     else:
         from tuneworthy.engine.local import LocalEngine
 
-        opened = LocalEngine(located)
+        opened = LocalEngine(located, say)
     opened.base = replace(opened.base, details={**opened.base.details, "engine_why": why})
     return opened
 

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from tuneworthy.engine import adapters, memory
-from tuneworthy.engine.hardware import NumberFormat, kept_memory
+from tuneworthy.engine.hardware import NumberFormat, kept_memory, liger
 from tuneworthy.engine.learner import Learner, PackedModel, trusted
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
@@ -152,6 +152,12 @@ def _how(
         if packed.packs
         else "one row at a time (this architecture cannot be packed)",
         "layers": f"own way through {layers}" if layers else "the model's own layers",
+        "attention": "flex_attention, compiled (a GPU)"
+        if packed.packs and packed.device.type == "cuda"
+        else "products on tiles of rows of like length"
+        if packed.packs
+        else "the model's own attention",
+        "kernels": "Liger's for norms and gates" if liger() else "PyTorch's",
         "memory": f"about {fit.bytes / 2**30:.1f} GB (estimate)",
     }
     if fit.checkpointing:

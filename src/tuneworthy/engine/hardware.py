@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 
@@ -54,6 +55,12 @@ def number_format() -> NumberFormat:
     why = f"products reach {exact:.0f} GFLOP/s in float32 and {short:.0f} in bfloat16 here"
     # 16 bits cost precision: they must pay for it.
     return NumberFormat("cpu", torch.bfloat16 if short > 1.3 * exact else torch.float32, why)
+
+
+@cache
+def liger() -> bool:
+    """Whether Liger's Triton kernels are installed and there is a GPU to run them on."""
+    return torch.cuda.is_available() and find_spec("liger_kernel") is not None
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

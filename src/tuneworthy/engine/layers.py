@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tuneworthy.engine.attention import Attending, attend
+from tuneworthy.engine.hardware import liger
 
 FEW_ROWS = 256
 """Up to so many tokens at a time reordered weights are worth it."""
@@ -115,6 +116,13 @@ def _norm(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
         )
     if plus is None:
         return None
+    if liger() and not answering:
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        casting = "gemma" if plus else "llama"
+        return lambda self, x: LigerRMSNormFunction.apply(
+            x, self.weight, epsilon, plus, casting, False
+        )
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         gain = self.weight if plus == 0.0 else (self.weight.float() + plus).to(x.dtype)
@@ -211,16 +219,29 @@ def _together(answering: bool, *modules: Any) -> Callable[[torch.Tensor], tuple[
     return low_rank or (lambda x: tuple(module(x) for module in modules))
 
 
+def _is_silu(activation: Any) -> bool:
+    return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+
+
+def _silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    output: torch.Tensor = LigerSiLUMulFunction.apply(gate, up)
+    return output
+
+
 def _gated(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     """For a gated feed-forward block: down(act(gate(x)) × up(x))."""
     parts = {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if {name for name, _ in module.named_children()} != parts:
         return None
     both = _together(answering, module.gate_proj, module.up_proj)
+    times = _silu_times if liger() and not answering and _is_silu(module.act_fn) else None
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         gate, up = both(x)
-        output: torch.Tensor = self.down_proj(self.act_fn(gate) * up)
+        inner = times(gate, up) if times else self.act_fn(gate) * up
+        output: torch.Tensor = self.down_proj(inner)
         return output
 
     return forward

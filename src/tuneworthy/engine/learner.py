@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tuneworthy.engine import attention, layers, packing
+from tuneworthy.engine import attention, flex, layers, packing
 from tuneworthy.engine.adapters import parameter_groups
 from tuneworthy.engine.loss import completion_loss
 from tuneworthy.engine.packing import Pack, TokenRow
@@ -71,9 +71,14 @@ class PackedModel(nn.Module):
             self.softcap,
         )
 
+    def _plans(self, pack: Pack) -> attention.Attending:
+        if self.device.type == "cuda":
+            return flex.FlexPlans(pack, self.device)
+        return attention.Plans(pack, self.config, self.device)
+
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Last hidden states at the positions that predict labels, shape (L, C)."""
-        plans = attention.Plans(pack, self.config, self.device) if self.packs else None
+        plans = self._plans(pack) if self.packs else None
         hidden_1_T_C = self.causal.get_decoder()(
             input_ids=pack.ids_T[None].to(self.device),
             position_ids=pack.positions_T[None].to(self.device),

@@ -15,7 +15,7 @@ import torch
 from llguidance import LLTokenizer
 
 from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware, runner
-from tuneworthy.engine.generation import Row, Scheduler
+from tuneworthy.engine.generation import OnText, Row, Scheduler
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
 from tuneworthy.engine.runner import Runner
@@ -40,11 +40,11 @@ class LocalEngine:
 
     grammars = grammar.KINDS
 
-    def __init__(self, located: Located) -> None:
-        self.located = located
+    def __init__(self, located: Located, say: Callable[[str], None] = lambda text: None) -> None:
+        """`say` is told what a user should know, such as that memory ran out."""
+        self.located, self.say = located, say
         self.format = hardware.number_format()
         self.chat = located.chat()
-        self.say: Callable[[str], None] = lambda text: None
         self._loaded: _Loaded | None = None
         self._open = ExitStack()
         # Also at the end of the program, while there still are modules to do it with.
@@ -124,10 +124,12 @@ class LocalEngine:
         held: grammar.Held | None = None,
         stop_ids: frozenset[int] | None = None,
         on_answer: Callable[[int, Answer], None] | None = None,
+        on_text: OnText | None = None,
     ) -> list[Answer]:
         """Answers to prompts of ids that fit the context, in their order.
 
-        `stop_ids` end an answer, by default the end of turn.
+        `stop_ids` end an answer, by default the end of turn; `on_text` is handed each row's text
+        as it grows.
         """
         answers: dict[int, Answer] = {}
 
@@ -145,7 +147,8 @@ class LocalEngine:
                 on_answer=keep,
                 say=self.say,
             )
-            scheduler.add(Row(i, list(ids), decoding, held) for i, ids in enumerate(prompts))
+            rows = (Row(i, list(ids), decoding, held, on_text) for i, ids in enumerate(prompts))
+            scheduler.add(rows)
             while scheduler.busy:
                 scheduler.step()
         return [answers[position] for position in range(len(prompts))]
