@@ -105,7 +105,7 @@ class Scheduler:
                     row.started = row.started or time.perf_counter()
                 start = len(self.beginning)
                 rows = [(row.ids + row.said)[start:] for row in joining]
-                logits_N_V = self.runner.read(rows, max(row.room for row in joining))
+                logits_N_V = self.runner.read(rows)
                 self._take(logits_N_V, first)
             if self.running:
                 self._take(self.runner.step([row.said[-1] for row in self.running]), 0)
@@ -258,7 +258,8 @@ def _masked(logits_N_V: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 def _choose(logits_N_V: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     """The likeliest tokens, or drawn ones for rows with a temperature."""
-    chosen: list[int] = logits_N_V.argmax(-1).tolist()
+    # Of equals the first, as argmax, which takes four times as long in 16 bits.
+    chosen: list[int] = logits_N_V.max(-1).indices.tolist()
     for i, row in enumerate(rows):
         decoding = row.decoding
         if decoding.temperature == 0:

@@ -9,7 +9,7 @@ that fill and copy, low-rank products in another number format.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -186,37 +186,73 @@ def _adapted_linear(module: Any, answering: bool) -> Callable[..., torch.Tensor]
     return forward
 
 
-def _reordered_linear(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
-    """For frozen 16-bit linear layers on a processor, few rows at a time.
+class _Reordered:
+    """Frozen 16-bit linear layers of one input, on a processor, for few rows at a time.
 
     oneDNN wants weights in an order of its own and makes it anew at each call, which takes longer
     than a product with a few rows; here it is made once.
     """
-    weight = getattr(module, "weight", None)
-    if not answering or type(module) is not nn.Linear or weight is None:
-        return None
-    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or weight.requires_grad:
-        return None
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        weight = torch.cat([module.weight.detach() for module in modules])
+        self.widths = [len(module.weight) for module in modules]
+        self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
+        biased = modules[0].bias is not None
+        self.bias = torch.cat([module.bias.detach() for module in modules]) if biased else None
+
+    def __call__(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
+        """x·Wᵀ + b, and `then` a function by oneDNN's name ("swish" is SiLU)."""
+        run = torch.ops.mkldnn._linear_pointwise
+        output: torch.Tensor = run(x, self.ordered, self.bias, then, [], "")
+        return output
+
+    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """(x·Wᵀ + b) × other."""
+        run = torch.ops.mkldnn._linear_pointwise.binary
+        output: torch.Tensor = run(x, other, self.ordered, self.bias, "mul")
+        return output
+
+
+def _few(x: torch.Tensor) -> bool:
+    return x.numel() <= FEW_ROWS * x.shape[-1]
+
+
+def _reordered(*modules: Any) -> _Reordered | None:
+    """The layers in oneDNN's order, if they are such layers and this is such a build."""
+    for module in modules:
+        weight = getattr(module, "weight", None)
+        if type(module) is not nn.Linear or weight is None or weight.requires_grad:
+            return None
+        if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+            return None
+        if (module.bias is None) != (modules[0].bias is None):
+            return None
     try:
-        ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW_ROWS)
+        return _Reordered(modules)
     except (AttributeError, RuntimeError):  # a build without oneDNN
         return None
 
+
+def _reordered_linear(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
+    ordered = _reordered(module) if answering else None
+    if ordered is None:
+        return None
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > FEW_ROWS * x.shape[-1]:
-            return nn.functional.linear(x, self.weight, self.bias)
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, ordered, self.bias, "none", [], ""
-        )
-        return output
+        return ordered(x) if _few(x) else nn.functional.linear(x, self.weight, self.bias)
 
     return forward
 
 
 def _together(answering: bool, *modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Layers of one input, in as few products as they allow."""
-    low_rank = None if answering else _low_rank(*modules)
-    return low_rank or (lambda x: tuple(module(x) for module in modules))
+    each = lambda x: tuple(module(x) for module in modules)  # noqa: E731
+    if not answering:
+        return _low_rank(*modules) or each
+    ordered = _reordered(*modules)
+    if ordered is None:
+        return each
+    return lambda x: ordered(x).split(ordered.widths, -1) if _few(x) else each(x)
 
 
 def _is_silu(activation: Any) -> bool:
@@ -235,12 +271,17 @@ def _gated(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     parts = {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if {name for name, _ in module.named_children()} != parts:
         return None
-    both = _together(answering, module.gate_proj, module.up_proj)
+    gate, up = (_reordered(x) if answering else None for x in (module.gate_proj, module.up_proj))
+    both = _together(False, module.gate_proj, module.up_proj)
+    swish = gate is not None and up is not None and _is_silu(module.act_fn)
     times = _silu_times if liger() and not answering and _is_silu(module.act_fn) else None
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        gate, up = both(x)
-        inner = times(gate, up) if times else self.act_fn(gate) * up
+        if swish and _few(x):
+            inner = up.times(x, gate(x, "swish"))  # type: ignore[union-attr, misc]
+        else:
+            gated, raised = both(x)
+            inner = times(gated, raised) if times else self.act_fn(gated) * raised
         output: torch.Tensor = self.down_proj(inner)
         return output
 

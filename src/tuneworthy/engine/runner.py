@@ -28,6 +28,8 @@ LOGITS_ROWS = 256
 """Whose logits exist at one time when continuations are scored."""
 PROBE_SHARED, PROBE_TOKENS, PROBE_WINDOW = 8, (10, 17, 40), 1024
 KEPT_BEGINNINGS = 8
+APART_AT_LEAST = 64
+"""A beginning of fewer tokens is copied into every slot: attending to it apart costs more."""
 
 
 class Runner(Protocol):
@@ -47,11 +49,8 @@ class Runner(Protocol):
         """Memory of a row of so many tokens behind the beginning."""
         ...
 
-    def read(self, rows: Sequence[list[int]], room: int) -> torch.Tensor:
-        """Take up rows, each given behind the beginning; (N, V) logits of their next tokens.
-
-        `room` is how many tokens may come.
-        """
+    def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
+        """Take up rows, each given behind the beginning; (N, V) logits of their next tokens."""
         ...
 
     def step(self, ids: Sequence[int]) -> torch.Tensor:
@@ -77,6 +76,8 @@ class Quick:
         self.shape, self.dtype = Shape.of(self.config), packed.causal.dtype
         self.slots = self._new_slots()
         self.beginning: Beginning | None = None
+        self.inside = 0
+        """Tokens of the beginning that each slot holds itself; else it is attended to apart."""
         self._kept: dict[tuple[int, ...], Beginning] = {}
 
     def _new_slots(self) -> Slots:
@@ -91,6 +92,7 @@ class Quick:
     def begin(self, ids: Sequence[int]) -> None:
         self.slots.lengths.clear()
         self.beginning, wanted = None, tuple(ids)
+        self.inside = len(wanted) if len(wanted) < APART_AT_LEAST else 0
         if not wanted:
             return
         known = self.known(wanted)
@@ -105,32 +107,39 @@ class Quick:
     def _continued(self, wanted: tuple[int, ...], found: Beginning | None) -> Beginning:
         """A beginning, of which some tokens may be there already."""
         slots, before = self._new_slots(), len(found.ids) if found else 0
-        self._read(slots, found, [list(wanted[before:])], 0)
+        self._read(slots, found, [list(wanted[before:])])
         keys, values = (cache[:, 0, :, : slots.lengths[0]] for cache in (slots.keys, slots.values))
         if found:
             keys = torch.cat([found.keys, keys], 2)
             values = torch.cat([found.values, values], 2)
         return Beginning(wanted, keys, values)
 
-    def read(self, rows: Sequence[list[int]], room: int) -> torch.Tensor:
-        return self._logits(self._read(self.slots, self.beginning, rows, room))
+    def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
+        return self._logits(self._read(self.slots, self.beginning, rows, self.inside))
 
     def _read(
-        self, slots: Slots, beginning: Beginning | None, rows: Sequence[list[int]], room: int
+        self,
+        slots: Slots,
+        beginning: Beginning | None,
+        rows: Sequence[list[int]],
+        inside: int = 0,
     ) -> torch.Tensor:
         """Last hidden states of each row's last token, (N, C)."""
         first, before = len(slots.lengths), list(beginning.ids) if beginning else []
-        slots.reserve(first + len(rows), max(map(len, rows)) + room)
+        slots.reserve(first + len(rows), inside + max(map(len, rows)) + 1)
+        if beginning and inside:
+            slots.fill(range(first, first + len(rows)), beginning)
         found: dict[int, torch.Tensor] = {}
         for part in _parts([len(row) for row in rows]):
             place = {i: TokenRow(before + rows[i], len(before) + len(rows[i])) for i in part}
             pack = packing.pack(list(place.values()), prefix=len(before))
             number = {id(row): i for i, row in place.items()}
             order = [number[id(row)] for row in pack.order]
-            reading = Reading(pack, self.config, slots, [first + i for i in order], beginning)
+            places = [first + i for i in order]
+            reading = Reading(pack, self.config, slots, places, beginning, inside)
             ids_T, positions_T = (x[len(before) :] for x in (pack.ids_T, pack.positions_T))
             found |= zip(order, self._hidden(ids_T, positions_T, reading))
-        slots.lengths += [len(row) for row in rows]
+        slots.lengths += [inside + len(row) for row in rows]
         return torch.stack([found[i] for i in range(len(rows))])
 
     def step(self, ids: Sequence[int]) -> torch.Tensor:
@@ -148,7 +157,7 @@ class Quick:
         """Continuations of a row are branches behind one reading of it."""
         self.slots.lengths.clear()
         count = max(sum(len(ids) - 1 for ids in of_row) for of_row in continuations)
-        ends_B_C = self._read(self.slots, self.beginning, rows, count)
+        ends_B_C = self._read(self.slots, self.beginning, rows, self.inside)
         hidden_B_Q_C = ends_B_C[:, None]
         if count:
             trees = [_tree(of_row, count) for of_row in continuations]
@@ -186,7 +195,9 @@ class Quick:
         self, ids_B_Q: torch.Tensor, depths_B_Q: torch.Tensor, sees_B_Q_Q: torch.Tensor
     ) -> torch.Tensor:
         """Last hidden states of new tokens behind the rows, (B, Q, C)."""
-        stepping = Stepping(self.slots, self.beginning, depths_B_Q, sees_B_Q_Q)
+        self.slots.reserve(len(ids_B_Q), max(self.slots.lengths) + ids_B_Q.shape[1])
+        apart = None if self.inside else self.beginning
+        stepping = Stepping(self.slots, apart, depths_B_Q, sees_B_Q_Q)
         positions = stepping.positions_B_Q.reshape(-1)
         hidden = self._hidden(ids_B_Q.reshape(-1), positions, stepping)
         return hidden.view(*ids_B_Q.shape, -1)
@@ -228,7 +239,7 @@ class Plain:
         assert not ids
         self.caches.clear()
 
-    def read(self, rows: Sequence[list[int]], room: int) -> torch.Tensor:
+    def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
         made = [DynamicCache(config=self.model.config) for _ in rows]
         self.caches += made
         return torch.stack([self._next(row, cache) for row, cache in zip(rows, made)])
@@ -305,7 +316,7 @@ def _agrees(runner: Quick, rows: list[list[int]], wanted: list[torch.Tensor]) ->
     """Whether reading all but the last tokens and stepping over those gives the wanted logits."""
     try:
         runner.begin(rows[0][:PROBE_SHARED])
-        read = runner.read([row[PROBE_SHARED:-1] for row in rows], 1)
+        read = runner.read([row[PROBE_SHARED:-1] for row in rows])
         stepped = runner.step([row[-1] for row in rows])
         runner.begin(())
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):

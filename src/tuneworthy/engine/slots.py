@@ -77,13 +77,16 @@ class Slots:
         return self.keys.shape[3]
 
     def reserve(self, rows: int, tokens: int) -> None:
-        """Make room for so many rows of so many tokens; what is there stays."""
-        if rows <= self.rows and tokens <= self.tokens:
-            return
+        """Make room for so many rows of so many tokens; what is there stays.
+
+        No more room than that: every product goes over all of it.
+        """
+        shape, tokens = self.shape, -(-tokens // ROUND_TOKENS) * ROUND_TOKENS
         count, used = len(self.lengths), max(self.lengths, default=0)
         if count:
             rows, tokens = max(rows, self.rows), max(tokens, self.tokens)
-        shape, tokens = self.shape, -(-tokens // ROUND_TOKENS) * ROUND_TOKENS
+        if (rows, tokens) == (self.rows, self.tokens):
+            return
         for name in ("keys", "values"):
             old = getattr(self, name)
             # Zeros: what is masked still takes part in a product, and must not be NaN.
@@ -101,12 +104,23 @@ class Slots:
             self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
-    def put(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor, rows: Any, tokens: Any
-    ) -> None:
-        """Keep keys and values (T, KV, D) of tokens at these places in these rows."""
-        self.keys[layer][rows, :, tokens] = key
-        self.values[layer][rows, :, tokens] = value
+    def lines(self, rows_T: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
+        """Where `put` finds these places in these rows, (T × KV,)."""
+        head_K = torch.arange(self.shape.kv_heads)
+        row_T_K = rows_T[:, None] * self.shape.kv_heads + head_K
+        return (row_T_K * self.tokens + tokens_T[:, None]).reshape(-1).to(self.device)
+
+    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor, lines: torch.Tensor) -> None:
+        """Keep keys and values (T, KV, D) of one layer; they have the same heads each."""
+        width = self.shape.width
+        for cache, new in ((self.keys, key), (self.values, value)):
+            cache[layer].view(-1, width).index_copy_(0, lines, new.reshape(-1, width))
+
+    def fill(self, rows: range, beginning: Beginning) -> None:
+        """Put a beginning in front of rows that have nothing yet."""
+        count = len(beginning.ids)
+        for cache, new in ((self.keys, beginning.keys), (self.values, beginning.values)):
+            cache[:, rows.start : rows.stop, :, :count] = new[:, None]
 
 
 class Reading(Plans):
@@ -122,16 +136,20 @@ class Reading(Plans):
         slots: Slots,
         rows: Sequence[int],
         beginning: Beginning | None,
+        inside: int,
     ) -> None:
-        """`rows` are the slots of the pack's rows, in the pack's order."""
+        """`rows` are the slots of the pack's rows, in the pack's order.
+
+        `inside`: how many tokens of the beginning the slots hold themselves.
+        """
         super().__init__(pack, config, slots.device, cached=beginning is not None)
         self.slots, self.beginning = slots, beginning
         prefix = pack.prefix
         lengths = [len(row.ids) - prefix for row in pack.order]
         ends = torch.tensor(lengths).cumsum(0)
         self.label_positions_L = (ends - 1).to(slots.device)
-        self.rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(slots.device)
-        self.tokens_T = (pack.positions_T[prefix:] - prefix).to(slots.device)
+        rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))
+        self.lines = slots.lines(rows_T, pack.positions_T[prefix:] - prefix + inside)
 
     def attend(
         self,
@@ -149,7 +167,7 @@ class Reading(Plans):
         flat_q, flat_k = rotated(query, cos, sin, scale), rotated(key, cos, sin)
         flat_v = rotated(value, None, None)
         own_k, own_v = (flat[:-1].view(key.shape) for flat in (flat_k, flat_v))
-        self.slots.put(layer, own_k, own_v, self.rows_T, self.tokens_T)
+        self.slots.put(layer, own_k, own_v, self.lines)
         if self.beginning:
             width = query.shape[-1]
             before = (self.beginning.keys[layer], self.beginning.values[layer])
@@ -182,12 +200,10 @@ class Stepping:
         self.prefix = len(beginning.ids) if beginning else 0
         # All the room there is: a part of it would have to be copied for every product.
         self.used = slots.tokens
-        assert self.used >= max(slots.lengths) + self.count
         lengths_B_1 = torch.tensor(slots.lengths, device=device)[:, None]
         row_B_1 = torch.arange(self.batch, device=device)[:, None]
         places_B_Q = lengths_B_1 + torch.arange(self.count, device=device)
-        self.rows_T = row_B_1.expand(-1, self.count).reshape(-1)
-        self.tokens_T = places_B_Q.reshape(-1)
+        self.lines = slots.lines(row_B_1.expand(-1, self.count).reshape(-1), places_B_Q.reshape(-1))
         self.label_positions_L = torch.arange(self.batch * self.count, device=device)
         place_S = torch.arange(self.used, device=device)
         # All see their row's own tokens; the new ones are seen by those that may.
@@ -198,6 +214,21 @@ class Stepping:
         self.positions_B_Q = self.prefix + lengths_B_1 + depths_B_Q
         self.at_B_S.scatter_(1, places_B_Q, self.positions_B_Q)
         self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
+        self._turns: dict[tuple[int, float], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _turned(self, x_T_H_D: torch.Tensor, rotary: Any, scale: float) -> torch.Tensor:
+        """X × scale after the rotary embedding; its tables are made once for all layers."""
+        if rotary is None:
+            return x_T_H_D if scale == 1.0 else x_T_H_D * scale
+        key, half = (rotary[0].data_ptr(), scale), x_T_H_D.shape[-1] // 2
+        if key not in self._turns:
+            self._turns[key] = tuple(x[:, None, :half] * scale for x in rotary)  # type: ignore[assignment]
+        cos_T_1_E, sin_T_1_E = self._turns[key]
+        first, second = x_T_H_D[..., :half], x_T_H_D[..., half:]
+        out = torch.empty_like(x_T_H_D, memory_format=torch.contiguous_format)
+        torch.mul(first, cos_T_1_E, out=out[..., :half]).addcmul_(second, sin_T_1_E, value=-1)
+        torch.mul(second, cos_T_1_E, out=out[..., half:]).addcmul_(first, sin_T_1_E)
+        return out
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """(B, 1, 1, Q, P + S): added to the scores."""
@@ -223,11 +254,9 @@ class Stepping:
         softcap: float | None,
     ) -> torch.Tensor:
         """See `attention.Attending`."""
-        cos, sin = rotary if rotary is not None else (None, None)
         (_, heads, width), kv_heads = query.shape, key.shape[1]
-        own_q = rotated(query, cos, sin, scale)[:-1]
-        own_k = rotated(key, cos, sin)[:-1].view(key.shape)
-        self.slots.put(layer, own_k, value, self.rows_T, self.tokens_T)
+        own_q = self._turned(query, rotary, scale)
+        self.slots.put(layer, self._turned(key, rotary, 1.0), value, self.lines)
         batch, group = self.batch, heads // kv_heads
         each = group * self.count
         queries_B_K_GQ_D = (
@@ -248,11 +277,9 @@ class Stepping:
             scores = torch.cat([before, scores], -1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        shape = scores.shape
-        split = (batch, kv_heads, group, self.count, shape[-1])
-        weights = torch.softmax(scores.view(split) + self._mask(window, scores.dtype), -1).view(
-            shape
-        )
+        split = (batch, kv_heads, group, self.count, scores.shape[-1])
+        scores.view(split).add_(self._mask(window, scores.dtype))
+        weights = torch.softmax(scores, -1)
         own_weights = weights[..., self.prefix :].reshape(-1, each, self.used)
         output = torch.bmm(own_weights, values).view(batch, kv_heads, each, width)
         if self.beginning:
