@@ -149,8 +149,9 @@ class LocalEngine:
             )
             rows = (Row(i, list(ids), decoding, held, on_text) for i, ids in enumerate(prompts))
             scheduler.add(rows)
-            while scheduler.busy:
-                scheduler.step()
+            with hardware.kept_memory():
+                while scheduler.busy:
+                    scheduler.step()
         return [answers[position] for position in range(len(prompts))]
 
     def score(

@@ -22,7 +22,7 @@ from tuneworthy.engine.slots import Beginning, Reading, Shape, Slots, Stepping
 
 ROWS = 64
 """Answered at one time."""
-READ_TOKENS = 4096
+READ_TOKENS = 2048
 """Prompt tokens that go through the model at once."""
 LOGITS_ROWS = 256
 """Whose logits exist at one time when continuations are scored."""

@@ -18,7 +18,7 @@ import torch
 from tuneworthy.engine.attention import Plans, attended, rotated
 from tuneworthy.engine.packing import Pack
 
-ROUND_TOKENS = 32
+ROUND_TOKENS = 64
 """Room grows in steps of so many tokens a row."""
 
 
