@@ -252,7 +252,11 @@ def _together(answering: bool, *modules: Any) -> Callable[[torch.Tensor], tuple[
     ordered = _reordered(*modules)
     if ordered is None:
         return each
-    return lambda x: ordered(x).split(ordered.widths, -1) if _few(x) else each(x)
+
+    def joined(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(ordered(x), ordered.widths, -1) if _few(x) else each(x)
+
+    return joined
 
 
 def _is_silu(activation: Any) -> bool:

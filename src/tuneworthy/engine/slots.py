@@ -222,7 +222,7 @@ class Stepping:
             return x_T_H_D if scale == 1.0 else x_T_H_D * scale
         key, half = (rotary[0].data_ptr(), scale), x_T_H_D.shape[-1] // 2
         if key not in self._turns:
-            self._turns[key] = tuple(x[:, None, :half] * scale for x in rotary)  # type: ignore[assignment]
+            self._turns[key] = tuple(x[:, None, :half] * scale for x in rotary)
         cos_T_1_E, sin_T_1_E = self._turns[key]
         first, second = x_T_H_D[..., :half], x_T_H_D[..., half:]
         out = torch.empty_like(x_T_H_D, memory_format=torch.contiguous_format)
