@@ -246,7 +246,10 @@ def _reordered_linear(module: Any, answering: bool) -> Callable[..., torch.Tenso
 
 def _together(answering: bool, *modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Layers of one input, in as few products as they allow."""
-    each = lambda x: tuple(module(x) for module in modules)  # noqa: E731
+
+    def each(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(module(x) for module in modules)
+
     if not answering:
         return _low_rank(*modules) or each
     ordered = _reordered(*modules)
