@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes import tiny
+from tests.fakes import learning, tiny
 from tuneworthy.engine import generation, layers, runner
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import Plain, Quick, opened
@@ -61,9 +61,30 @@ def test_layers_that_are_wrong_give_way(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(layers, "attend", lambda query, *args: real(query * 1.2, *args))
     with opened(tiny.model()) as running:
         assert isinstance(running, Quick) and not running.packed.replaced
+    monkeypatch.undo()
+    with opened(tiny.model()) as running:
+        assert isinstance(running, Quick) and running.packed.replaced["attention blocks"] == 2
     monkeypatch.setattr(runner.Stepping, "attend", lambda self, query, *args: query)
     with opened(tiny.model()) as running:
         assert isinstance(running, Plain)
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama biased", "gemma2"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_sixteen_bits_take_reordered_weights_and_adapters(kind: str, adapted: bool) -> None:
+    model = learning.prepared(kind, "lora") if adapted else tiny.model(kind)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.bfloat16()
+    asked = prompts(9, shared=10)
+    with opened(model) as running:
+        assert isinstance(running, Quick)
+        assert running.packed.replaced["adapters"] == (14 if adapted else 0)
+        assert running.packed.replaced["linear layers"] >= 14
+        scores = generation.score(running, asked, [[[5, 6]]] * 9)
+    plain = generation.score(Plain(model), asked, [[[5, 6]]] * 9)
+    wanted = torch.tensor(plain)
+    assert (torch.tensor(scores) - wanted).norm() <= 0.05 * wanted.norm()
 
 
 def test_the_models_own_way_is_back_afterwards() -> None:

@@ -279,8 +279,8 @@ def _gated(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     if {name for name, _ in module.named_children()} != parts:
         return None
     gate, up = (_reordered(x) if answering else None for x in (module.gate_proj, module.up_proj))
-    both = _together(False, module.gate_proj, module.up_proj)
     swish = gate is not None and up is not None and _is_silu(module.act_fn)
+    both = _together(answering and not swish, module.gate_proj, module.up_proj)
     times = _silu_times if liger() and not answering and _is_silu(module.act_fn) else None
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -281,7 +281,8 @@ def opened(model: Any) -> Iterator[Runner]:
     try:
         packed.causal.set_attn_implementation(attention.NAME)
         for way in (layers.replaced(model, answering=True), nullcontext()):
-            with way:
+            with way as replaced:
+                packed.replaced = replaced or {}
                 runner = Quick(packed)
                 if _agrees(runner, rows, wanted):
                     yield runner
