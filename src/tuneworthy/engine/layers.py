@@ -1,7 +1,8 @@
-"""Quicker ways through transformers' layers, for training: same parameters, same results.
+"""Quicker ways through transformers' layers: same parameters, same results.
 
 Each replaces the `forward` of modules that it recognises by their parts and leaves all others
-alone; `training.py` compares the whole model with its own forward before it relies on them. They
+alone; `learner` and `runner` compare the whole model with its own forward before they rely on
+them. They
 save what eager PyTorch spends on small steps: sixty norms of six operations each, rotary embeddings
 that fill and copy, low-rank products in another number format.
 """

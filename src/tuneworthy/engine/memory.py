@@ -1,8 +1,7 @@
 """What training will need in memory, and what to do when there is less.
 
 Counted from the model's shapes: what autograd keeps for each token and layer on the way of
-`layers.py`, weights, optimizer, and one chunk of logits. `benchmarks/train.py` prints the estimate
-beside the measured peak.
+`layers.py`, weights, optimizer, and one chunk of logits. The estimate is in `how` of fit.json.
 """
 
 from __future__ import annotations
