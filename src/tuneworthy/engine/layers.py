@@ -2,9 +2,8 @@
 
 Each replaces the `forward` of modules that it recognises by their parts and leaves all others
 alone; `learner` and `runner` compare the whole model with its own forward before they rely on
-them. They
-save what eager PyTorch spends on small steps: sixty norms of six operations each, rotary embeddings
-that fill and copy, low-rank products in another number format.
+them. They save what eager PyTorch spends on small steps: sixty norms of six operations each, rotary
+embeddings that fill and copy, low-rank products in another number format.
 """
 
 from __future__ import annotations
