@@ -12,7 +12,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		     echo "hint: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned set (about 2.5 GB, a few minutes)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,examples,postgres]'
 	@touch $@
 
 demo: $(INSTALLED)
