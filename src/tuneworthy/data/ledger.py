@@ -129,9 +129,7 @@ def prepare(
     )
 
 
-def inherit(
-    rows_file: Path, ledger_file: Path, unfit: Callable[[Example], str | None]
-) -> Prepared:
+def inherit(rows_file: Path, ledger_file: Path, unfit: Callable[[Example], str | None]) -> Prepared:
     """The rows and splits of an earlier run, for another base model.
 
     `unfit` says why a row cannot be used with it. Such rows leave train and dev; test rows all
@@ -170,9 +168,7 @@ def _unfit_findings(rows: Splits, reasons: dict[str, str]) -> list[Finding]:
     for name, part in rows.items():
         sources = [row.source for row in part if row.id in reasons]
         if sources:
-            what = (
-                "stay and may fail there" if name == "test" else "were left out, unlike before"
-            )
+            what = "stay and may fail there" if name == "test" else "were left out, unlike before"
             summary = f"{plural(len(sources), f'{name} row')} unfit for this base {what}"
             found.append(finding("unfit", "warning", summary, sources))
     return found

@@ -143,7 +143,9 @@ class Comparison:
     def _stop(self, pair: Compared) -> str:
         """The finding that people hope for."""
         if self.new.fine_tune:
-            return f"{self._at_least(pair)}, though a trained arm of the new base does better still."
+            return (
+                f"{self._at_least(pair)}, though a trained arm of the new base does better still."
+            )
         return f"{self._at_least(pair)}: stop fine-tuning."
 
     def _none_matches(self, pair: Compared) -> str:
@@ -171,9 +173,7 @@ def compare(old: Side, new: Side, *, margin: float, seed: int) -> Comparison:
     return Comparison(old, new, margin, tuple(own), (*again, *others), missing)
 
 
-def _family(
-    pairs: Sequence[tuple[str, str]], old: Side, new: Side, seed: int
-) -> list[Compared]:
+def _family(pairs: Sequence[tuple[str, str]], old: Side, new: Side, seed: int) -> list[Compared]:
     deltas = [new[mine].against(old[theirs], seed) for mine, theirs in pairs]
     adjusted = iter(holm([delta.p for delta in deltas if delta]))
     return [

@@ -40,14 +40,12 @@ def write_merged(located: Located, weights: Weights, folder: Path, precision: st
         pad_token_id=chat.tokenizer.pad_token_id,
         do_sample=False,
     )
-    with adapters.kept_errors():
+    with adapters.system_errors():
         model.save_pretrained(folder, safe_serialization=True)
     _write_tokenizer(located, folder)
 
 
-def write_gguf(
-    located: Located, weights: Weights, folder: Path, precision: str, name: str
-) -> None:
+def write_gguf(located: Located, weights: Weights, folder: Path, precision: str, name: str) -> None:
     """One file with weights, tokenizer and chat template."""
     model = merged(located, weights)
     gguf_export.write(model, located.chat(), folder / GGUF_FILE, precision, name)

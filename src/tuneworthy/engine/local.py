@@ -215,7 +215,7 @@ class LocalEngine:
         return fine_tuning.fine_tune(
             self.located,
             self.format,
-            self.release,
+            self._release,
             [self._tokens(*pair) for pair in train],
             [self._tokens(*pair) for pair in dev],
             settings,
@@ -225,7 +225,7 @@ class LocalEngine:
             deadline=deadline,
         )
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Forget the loaded model: two do not fit where one fills the memory."""
         self._close()
         self._loaded = None
@@ -266,7 +266,7 @@ class LocalEngine:
         attached = attached and adapters.attachable(weights.folder)  # type: ignore[union-attr]
         if base is None or not (attached or weights is None):
             base = None
-            self.release()
+            self._release()
             base = self._load(weights)
         model = adapters.attach(base, weights.folder) if attached and weights else base
         for parameter in model.parameters():

@@ -78,7 +78,9 @@ def table(found: Found) -> Table:
             numbers.score(arm["old_score"]),
             numbers.score(arm["new_score"]),
             numbers.signed(delta["value"]) if delta else text.SHORT,
-            numbers.signed_interval(delta["interval"]).replace(" to ", "…") if delta else text.SHORT,
+            numbers.signed_interval(delta["interval"]).replace(" to ", "…")
+            if delta
+            else text.SHORT,
             numbers.p_value(delta["p_holm"]) if delta else text.SHORT,
             f"+{len(arm['better'])}/{numbers.MINUS}{len(arm['worse'])}",
             style="bold" if chosen else None,

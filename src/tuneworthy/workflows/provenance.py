@@ -29,7 +29,9 @@ def provenance(folder: RunFolder) -> dict[str, Any]:
         "parent": config.get("parent"),
         "base": {key: base[key] for key in ("name", "sha256", "licence", "parameters")},
         "data": {**config["data"], "test_sha256": store.read_json(folder.seal)["sha256"]},
-        "recipes": {name: recipe(folder, name) for name in folder.arms if folder.fit(name).exists()},
+        "recipes": {
+            name: recipe(folder, name) for name in folder.arms if folder.fit(name).exists()
+        },
         "packages": {"tuneworthy": config["tuneworthy"], **config["packages"]},
         "machine": config["machine"],
     }

@@ -163,9 +163,7 @@ def record(old: RunFolder, new: RunFolder, project: Project, gate: str | None) -
         "because": found.sentences(),
         "arms": [_with_intervals(pair.to_json(), before, decision) for pair in found.arms],
         "against_what_was_in_use": [pair.to_json() for pair in found.references],
-        "missing": [
-            {"arm": name, "reason": _reason(decision, name)} for name in found.missing
-        ],
+        "missing": [{"arm": name, "reason": _reason(decision, name)} for name in found.missing],
         "rows": {pair.new: _rows(old, new, pair) for pair in found.arms},
         "gate": None if gate is None else _judged(gate, found),
         "spent": {key: decision["spent"][key] for key in ("seconds", "usd", "by")},

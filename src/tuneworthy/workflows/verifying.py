@@ -63,7 +63,9 @@ def verify(folder: RunFolder, project: Project, say: Say = lambda text: None) ->
             checks.append(look(folder, project))
         except (TuneworthyError, KeyError, TypeError, ValueError) as error:
             # A broken file breaks more than one check: each says so for itself.
-            said = str(error) if isinstance(error, TuneworthyError) else f"cannot be read: {error!r}"
+            said = (
+                str(error) if isinstance(error, TuneworthyError) else f"cannot be read: {error!r}"
+            )
             checks.append(Check(what, (said,)))
     return checks
 
@@ -210,4 +212,3 @@ def differences(stored: Any, again: Any, place: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
-
