@@ -221,7 +221,7 @@ def export(
     arm: str,
     *,
     to: Path | str | None = None,
-    format: str = "adapter",  # noqa: A002  the field's own word
+    format: str = "adapter",
     precision: str | None = None,
     run: str | None = None,
     listener: Listener | None = None,

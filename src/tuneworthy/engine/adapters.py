@@ -158,7 +158,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 @contextmanager
 def system_errors() -> Iterator[None]:
-    """safetensors has an error of its own for a full disk: make it the system's."""
+    """Safetensors has an error of its own for a full disk: make it the system's."""
     try:
         yield
     except SafetensorError as error:

@@ -26,7 +26,7 @@ OnAnswer = Callable[[int], None]
 def by_peft(
     located: Located, folder: Path, prompts: Sequence[Prompt], most: int, dtype: Any, told: OnAnswer
 ) -> list[str]:
-    """transformers with the base, PEFT with the exported adapter."""
+    """Transformers with the base, PEFT with the exported adapter."""
     import peft
     import transformers
 
@@ -40,7 +40,7 @@ def by_peft(
 def by_transformers(
     located: Located, folder: Path, prompts: Sequence[Prompt], most: int, told: OnAnswer
 ) -> list[str]:
-    """transformers alone, with the exported folder and nothing else."""
+    """Transformers alone, with the exported folder and nothing else."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -53,7 +53,7 @@ def by_transformers(
 def by_transformers_gguf(
     located: Located, folder: Path, prompts: Sequence[Prompt], most: int, dtype: Any, told: OnAnswer
 ) -> list[str]:
-    """transformers' reader of GGUF: weights, tokenizer and template out of the one file."""
+    """Transformers' reader of GGUF: weights, tokenizer and template out of the one file."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
