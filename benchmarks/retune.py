@@ -1,319 +1,235 @@
-"""A new base model: home-commands from SmolLM2-135M to Gemma-3-270M, verified and exported.
+"""`retune` from one real base to another, `report --verify`, and every export in its consumer.
 
-Everything as a user would type it: example, decide, retune, `report --verify`, one
-changed byte at a time, exports. What is there already is taken up again. See docs/guides/benchmarks.md.
+The whole of the example home-commands on SmolLM2-135M-Instruct, then again on Gemma 3 270M, which
+has another tokenizer and no chat template. What was done is kept below `.bench/`: started again, it
+goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import _common
-from _common import ContenderFailed, Progress, workspace
 
+import tuneworthy as tw
 from tuneworthy import store
 from tuneworthy.errors import TuneworthyError
+from tuneworthy.examples import build
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import exporting
+from tuneworthy.workflows import deciding, exporting, verifying
 
-EXAMPLE, OLD, NEW = "home-commands", "smollm2-135m-instruct", "gemma-3-270m"
+NEW_BASE = "gemma-3-270m"
 GATE = "no arm worse by more than 0.02"
-ARM = "lora"
-EXPORTS: tuple[tuple[str, str], ...] = (
-    ("adapter", "as-trained"),
+EXPORTS = (
+    ("adapter", None),
     ("merged", "bfloat16"),
+    ("merged", "float32"),
     ("gguf", "float16"),
     ("gguf", "q8_0"),
     ("ollama", "q8_0"),
 )
-READ_BY_OPENVINO = (OLD,)
-"""Its reader of GGUF knows Llama, and no Gemma."""
 TAMPERED = {
     "a prediction": "arms/lora/predictions.jsonl",
     "a row": "rows.jsonl",
     "an adapter": "arms/lora/model/adapter_model.safetensors",
 }
-OWN_PACKAGES = ("tuneworthy", "torch", "transformers", "peft", "gguf")
-OPENVINO_PACKAGES = ("openvino-genai", "openvino", "openvino-tokenizers")
-PLANNED = {"example": 30.0, "decide": 400.0, "retune": 1200.0, "verify": 60.0, "export": 90.0}
+PACKAGES = ("torch", "transformers", "peft", "gguf", "tuneworthy")
+Found = dict[str, Any]
 
 
-def flipped(path: Path) -> int:
-    """Change one bit of the byte in the middle of a file; where that is."""
-    content = bytearray(path.read_bytes())
-    place = len(content) // 2
-    content[place] ^= 1
-    path.write_bytes(content)
-    return place
+class Talk:
+    """Lines on stderr; of ticks one in ten seconds."""
+
+    def __init__(self) -> None:
+        self.spoke = 0.0
+
+    def __call__(self, event: dict[str, Any] | str) -> None:
+        now = time.monotonic()
+        if isinstance(event, str):
+            text = event
+        elif event["kind"] == "tick" and now - self.spoke < _common.HEARTBEAT_SECONDS:
+            return
+        else:
+            keys = ("arm", "text", "what", "phase", "done", "total", "why", "score", "dev_score")
+            shown = " ".join(str(event[key]) for key in keys if event.get(key) is not None)
+            text = f"{event['kind']}: {shown}"
+        self.spoke = now
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def named(report: Mapping[str, Any], file: str) -> bool:
-    """Whether a verification found something wrong and says in which file."""
-    return any(file in text for check in report["checks"] for text in check["wrong"] or ())
+say = Talk()
 
 
-class Bench:
-    """One project, its run on the old base, and its run on the new one."""
+def measured(project: Path) -> tw.Decision:
+    """The finished run on the old base, with the arm that is exported in it."""
+    decision = tw.decide(project, listener=say)
+    if not RunFolder(decision.folder).measured("lora").exists():
+        say("lora was stopped by its forecast: measured all the same, for there to be an adapter")
+        tw.evaluate(project, "lora", listener=say)
+        decision = tw.decide(project, listener=say)
+    return decision
 
-    def __init__(self, options: argparse.Namespace, progress: Progress) -> None:
-        self.progress = progress
-        self.folder = workspace() / "retune"
-        self.project = self.folder / EXAMPLE
-        self.timings = self.folder / "seconds.json"
-        self.openvino = _common.peer_python("openvino", options.peer_python, progress.say)
-        self.found: dict[str, Any] = {}
-        self.tables: list[str] = []
 
-    def versions(self) -> dict[str, Any]:
-        return {
-            **_common.versions(OWN_PACKAGES),
-            "OpenVINO's": _common.versions(OPENVINO_PACKAGES, self.openvino),
-        }
+@contextmanager
+def one_byte_changed(path: Path) -> Iterator[None]:
+    """A byte in the middle of a file is another one, and then itself again."""
+    whole = path.read_bytes()
+    place = len(whole) // 2
+    while path.suffix == ".jsonl" and not chr(whole[place]).isalpha():
+        place += 1  # a letter: what is no longer JSON would be found by anybody
+    changed = bytearray(whole)
+    changed[place] ^= 1
+    try:
+        path.write_bytes(bytes(changed))
+        yield
+    finally:
+        path.write_bytes(whole)
 
-    def everything(self) -> None:
-        if not (self.project / "tuneworthy.yaml").exists():
-            self._piece("example", ["example", EXAMPLE, str(self.project)])
-        old = self._run_on(OLD)
-        if old is None or not old.decision.exists():
-            # The demo's budget of 12 minutes is for a machine that does nothing else.
-            self._piece("decide", ["decide", str(self.project), "--set", "budget=none"])
-            old = self._run_on(OLD)
-        new = self._run_on(NEW)
-        if new is None or not new.retune.exists():
-            words = ["retune", str(self.project), "--base", NEW, "--gate", GATE]
-            self._piece("retune", words, allowed=(0, 3))
-            new = self._run_on(NEW)
-        assert old and new
-        self._comparison(new)
-        for base, run in ((OLD, old), (NEW, new)):
-            self._verified(base, run)
-        for base, run in ((OLD, old), (NEW, new)):
-            for format_, precision in EXPORTS:
-                self._exported(base, run, format_, precision)
-        self._table_of_exports()
 
-    def _run_on(self, base: str) -> RunFolder | None:
-        runs = [
-            run
-            for run in store.runs(self.project)
-            if store.read_json(run.config)["base"]["name"] == base
-        ]
-        return runs[-1] if runs else None
+def verification(folder: Path) -> Found:
+    """What `report --verify` says of the run as it is, and after one byte was changed."""
+    run, project = deciding.find_run(folder)
+    began = time.monotonic()
+    untouched = verifying.verify(run, project)
+    found: Found = {
+        "seconds": time.monotonic() - began,
+        "checks": {check.what: check.state for check in untouched},
+        "untouched_passes": not any(check.wrong for check in untouched),
+    }
+    for what, name in TAMPERED.items():
+        with one_byte_changed(run.path / name):
+            wrong = [t for check in verifying.verify(run, project) for t in check.wrong or ()]
+        found[f"{what} changed"] = wrong
+    found["passes_again"] = not any(check.wrong for check in verifying.verify(run, project))
+    return found
 
-    def _piece(self, name: str, words: Sequence[str], allowed: Sequence[int] = (0,)) -> None:
-        """One verb of the command line; its seconds are kept for a benchmark that goes on later."""
-        self.progress.begin(name)
+
+def exports(run: Path, openvino: Path | None, formats: Sequence[tuple[str, str | None]]) -> Found:
+    """Each export of the run's LoRA, and how far its consumers agree with the live arm."""
+    found: Found = {}
+    folder = run.parent.parent
+    for format_, precision in formats:
+        name = f"{format_} {precision or ''}".strip()
         began = time.monotonic()
-        command = [sys.executable, "-m", "tuneworthy", *words]
-        code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
-        self._keep(name, time.monotonic() - began)
-        self.progress.end()
-        if code not in allowed:
-            raise ContenderFailed(f"tuneworthy {words[0]} ended with code {code}")
+        to = folder / "exports" / f"{run.name}-{name.replace(' ', '-')}"
+        try:
+            exporting.export(
+                run,
+                "lora",
+                to=to,
+                format_=format_,
+                precision=precision,
+                openvino=openvino,
+                listener=say,
+            )
+        except TuneworthyError as error:
+            found[name] = {"error": str(error), "seconds": time.monotonic() - began}
+            continue
+        record = store.read_json(to / "export.json")
+        found[name] = {
+            "seconds": time.monotonic() - began,
+            "megabytes": sum(p.stat().st_size for p in to.iterdir()) / 1e6,
+            "checks": record["checks"],
+            "not_checked": record["not_checked"],
+        }
+    return found
 
-    def _keep(self, name: str, seconds: float) -> None:
-        known = self._seconds()
-        store.write_json(self.timings, {**known, name: known.get(name, 0.0) + seconds})
 
-    def _seconds(self) -> dict[str, float]:
-        return store.read_json(self.timings) if self.timings.exists() else {}
+def comparison(record: Found) -> Found:
+    """What is kept of retune.json: everything but the rows' texts."""
+    kept = {key: value for key, value in record.items() if key != "rows"}
+    for pair in (*kept["arms"], *kept["against_what_was_in_use"]):
+        pair |= {key: len(pair[key]) for key in ("better", "worse")}
+    return kept
 
-    def _comparison(self, new: RunFolder) -> None:
-        found = store.read_json(new.retune)
-        self.found["retune"] = _common.workload(
-            found["spent"]["seconds"],
-            {},
-            "seconds of everything again",
-            lower_is_better=True,
-            usd=found["spent"]["usd"],
-            spent=found["spent"]["by"],
-            decided_in_seconds=self._seconds().get("decide"),
-            old=found["parent"],
-            new=found["new"],
-            because=found["because"],
-            gate=found["gate"],
-            missing=found["missing"],
-            arms=[
-                {**arm, "better": len(arm["better"]), "worse": len(arm["worse"])}
-                for arm in found["arms"]
-            ],
-            against_what_was_in_use=[
-                {**pair, "better": len(pair["better"]), "worse": len(pair["worse"])}
-                for pair in found["against_what_was_in_use"]
-            ],
-        )
-        rows = [
-            [
-                arm["arm"],
-                f"{arm['old_score']:.3f}",
-                f"{arm['new_score']:.3f}",
-                f"{arm['delta']['value']:+.3f}" if arm["delta"] else "–",
-                "{:+.3f} to {:+.3f}".format(*arm["delta"]["interval"]) if arm["delta"] else "–",
-                f"{arm['delta']['p_holm']:.4f}" if arm["delta"] else "–",
-                str(len(arm["better"])),
-                str(len(arm["worse"])),
-            ]
-            for arm in found["arms"]
+
+def tables(found: Found) -> list[str]:
+    """The comparison and the exports, for the screen and for RESULTS.md."""
+    arms = [
+        [
+            arm["arm"],
+            f"{arm['old_score']:.3f}",
+            f"{arm['new_score']:.3f}",
+            f"{arm['delta']['value']:+.3f}",
+            "{:+.3f} to {:+.3f}".format(*arm["delta"]["interval"]),
+            f"+{arm['better']}/-{arm['worse']}",
         ]
-        header = ["arm", OLD, NEW, "difference", "95 % interval", "Holm p", "better", "worse"]
-        title = f"retune: {EXAMPLE} on the same {found['arms'][0]['rows']} sealed rows"
-        self.tables.append(_common.show(title, header, rows))
-        text = "".join(f"- {sentence}\n" for sentence in found["because"])
-        print(text)
-        self.tables.append(text)
-
-    def _verified(self, base: str, run: RunFolder) -> None:
-        """A run as it is, then copies of it with one changed byte."""
-        self.progress.begin(f"verify {base}")
-        code, report = self._verify(run.path)
-        changes = {}
-        copy = run.path.with_name(f".changed-{run.path.name}")
-        for what, file in TAMPERED.items():
-            store.remove(copy)
-            shutil.copytree(run.path, copy)
-            place = flipped(copy / file)
-            failed, found = self._verify(copy)
-            changes[what] = {
-                "file": file,
-                "byte": place,
-                "exit_code": failed,
-                "named": named(found, file),
-                "checks": [check["what"] for check in found["checks"] if check["wrong"]],
-            }
-        store.remove(copy)
-        self.progress.end()
-        noticed = sum(c["exit_code"] == 1 and c["named"] for c in changes.values())
-        self.found[f"verify-{base}"] = _common.workload(
-            noticed,
-            {},
-            f"of {len(changes)} changes of one byte found",
-            untouched_exit_code=code,
-            checks={check["what"]: check["state"] for check in report["checks"]},
-            changes=changes,
-        )
-        text = (
-            f"The run on {base} {'passes' if code == 0 else 'does not pass'} `report --verify`; of "
-            f"{len(changes)} copies with one changed byte ({', '.join(changes)}), {noticed} were found."
-        )
-        print(text + "\n")
-        self.tables.append(text + "\n")
-        if code or noticed < len(changes):
-            raise ContenderFailed(text, where=str(run.path))
-
-    def _verify(self, folder: Path) -> tuple[int, dict[str, Any]]:
-        command = [sys.executable, "-m", "tuneworthy", "report", "--verify", "--json", str(folder)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if not run.stdout:
-            raise ContenderFailed((run.stderr.strip().splitlines() or ["no word"])[-1])
-        return run.returncode, json.loads(run.stdout)
-
-    def _exported(self, base: str, run: RunFolder, format_: str, precision: str) -> None:
-        name = f"{base}-{format_}-{precision}"
-        target = self.folder / "exports" / name
-        openvino = self.openvino if base in READ_BY_OPENVINO else None
-        if not self._is_export_of(target, run):
-            self.progress.begin(f"export {name}")
-            began = time.monotonic()
-            try:
-                exporting.export(
-                    self.project,
-                    ARM,
-                    to=target,
-                    format_=format_,
-                    precision=precision,
-                    run=str(run.path),
-                    openvino=openvino,
-                    listener=self._listen,
-                )
-            except TuneworthyError as error:
-                # One format that does not agree is a finding; the others are still to be seen.
-                self.found[f"export-{name}"] = _common.workload(
-                    0, {}, "of the answers are the live arm's", failed=str(error)
-                )
-                self.progress.say(f"error: {error}")
-                return
-            finally:
-                self.progress.end()
-            self._keep(f"export-{name}", time.monotonic() - began)
-        record = store.read_json(target / "export.json")
-        megabytes = sum(p.stat().st_size for p in target.iterdir()) / 2**20
-        self.found[f"export-{name}"] = _common.workload(
-            min(check["same"] for check in record["checks"]),
-            {},
-            f"of {record['checks'][0]['rows']} answers are the live arm's",
-            consumers=record["checks"],
-            not_checked=record["not_checked"],
-            megabytes=megabytes,
-            seconds=self._seconds().get(f"export-{name}"),
-        )
-
-    def _is_export_of(self, target: Path, run: RunFolder) -> bool:
-        file = target / "export.json"
-        return file.exists() and store.read_json(file)["provenance"]["run"] == run.path.name
-
-    def _listen(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "note":
-            self.progress.say(event["text"])
-        elif event["kind"] == "tick":
-            self.progress.beat()
-
-    def _table_of_exports(self) -> None:
-        rows = []
-        for name, found in self.found.items():
-            if not name.startswith("export-"):
-                continue
-            export = name.removeprefix("export-")
-            if "failed" in found:
-                rows.append([export, "–", "–", "–", found["failed"]])
-            for check in found.get("consumers", ()):
-                rows.append(
-                    [
-                        export,
-                        f"{found['megabytes']:.0f}",
-                        f"{check['same']} of {check['rows']}",
-                        f"{check['worst_nats']:.3f}",
-                        check["consumer"],
-                    ]
-                )
-        header = ["export", "MB", "same answers", "worst nats", "loaded by"]
-        self.tables.append(_common.show(f"export {ARM}, verified", header, rows))
-        failed = [name for name, found in self.found.items() if "failed" in found]
-        if failed:
-            self.tables.append(f"Not exported: {', '.join(failed)}.\n")
+        for arm in found["comparison"]["arms"]
+    ]
+    header = ["arm", "old", "new", "difference", "95 % interval", "rows"]
+    first = _common.show(f"home-commands again on {NEW_BASE}", header, arms)
+    lines = [
+        [f"{base}: {name}", f"{one['seconds']:.0f} s", _agreement(one)]
+        for base, some in found["exports"].items()
+        for name, one in some.items()
+    ]
+    second = _common.show("exports of its LoRA", ["export", "took", "same answers"], lines)
+    return [first, "\n".join(f"- {text}" for text in found["comparison"]["because"]) + "\n", second]
 
 
-def planned() -> dict[str, float]:
-    """Pieces of work and a first guess of their seconds."""
-    pieces = {name: PLANNED[name] for name in ("example", "decide", "retune")}
-    for base, slower in ((OLD, 1.0), (NEW, 2.0)):
-        pieces[f"verify {base}"] = slower * PLANNED["verify"]
-        for format_, precision in EXPORTS:
-            pieces[f"export {base}-{format_}-{precision}"] = slower * PLANNED["export"]
-    return pieces
+def _agreement(one: Found) -> str:
+    if "error" in one:
+        return "refused"
+    return ", ".join(f"{c['consumer']} {c['same']}/{c['rows']}" for c in one["checks"])
 
 
-def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--peer-python", type=Path, help="python of an environment with OpenVINO GenAI in it"
-    )
-    return parser.parse_args(arguments)
+def step(folder: Path, name: str, work: Callable[[], Found]) -> Found:
+    """A piece of work, unless it was done before."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        say(f"{name}: begins")
+        began = time.monotonic()
+        store.write_json(path, {**work(), "took_seconds": time.monotonic() - began})
+    done: Found = store.read_json(path)
+    return done
+
+
+def bench(project: Path, steps: Path, openvino: Path | None) -> Found:
+    if not (project / "tuneworthy.yaml").exists():
+        build("home-commands", project, say)
+    old = measured(project)
+    base = str(old.record["base"]["name"])
+    new = tw.retune(project, base=NEW_BASE, run=old.folder.name, gate=GATE, listener=say)
+    return {
+        "comparison": comparison(dict(new.record)),
+        "old_spent_seconds": old.record["spent"]["seconds"],
+        "verify": step(steps, "verify", lambda: verification(new.decision.folder)),
+        "exports": {
+            base: step(
+                steps, "exports-old", lambda: {"of": exports(old.folder, openvino, EXPORTS)}
+            )["of"],
+            NEW_BASE: step(
+                steps,
+                "exports-new",
+                lambda: {"of": exports(new.decision.folder, None, EXPORTS)},
+            )["of"],
+        },
+    }
 
 
 def main() -> None:
-    progress = Progress(planned())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--project", type=Path, help="a folder with the example, or for it")
+    parser.add_argument("--peer-python", type=Path, help="an interpreter with OpenVINO GenAI")
+    options = parser.parse_args()
+    folder = _common.workspace() / "retune"
+    project = options.project or folder / "home-commands"
     try:
-        bench = Bench(parsed(), progress)
-        bench.everything()
-        _common.record("retune", bench.found, bench.tables, bench.versions())
+        python = _common.peer_python("openvino", options.peer_python, say)
+        found = bench(project, folder, python)
+        installed = {
+            **_common.versions(PACKAGES),
+            "openvino": _common.versions(["openvino", "openvino-genai"], python),
+        }
+        spent = found["comparison"]["spent"]["seconds"]
+        entry = _common.workload(spent, {}, "seconds", lower_is_better=True, **found)
+        _common.record("retune", {"home-commands": entry}, tables(found), installed)
     except TuneworthyError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:

@@ -224,9 +224,12 @@ def export(
     format: str = "adapter",
     precision: str | None = None,
     run: str | None = None,
+    openvino: Path | str | None = None,
     listener: Listener | None = None,
 ) -> Exported:
     """A trained arm as files that others load, verified by loading them; see the guide.
+
+    `openvino` is an interpreter that has OpenVINO GenAI, which then loads GGUF files too.
 
     Raises ProjectError for an arm without weights or a format that does not fit it, ModelError
     where the exported files do not answer as the arm does: then nothing is left behind.
@@ -241,6 +244,7 @@ def export(
         format_=format,
         precision=precision,
         run=run,
+        openvino=None if openvino is None else Path(openvino),
         listener=listener,
     )
     record = store.read_json(folder / "export.json")

@@ -25,6 +25,10 @@ def export(
     run: Annotated[
         str | None, typer.Option(metavar="RUN", help="A run; by default the newest with this arm.")
     ] = None,
+    openvino: Annotated[
+        Path | None,
+        typer.Option(metavar="PYTHON", help="An interpreter with OpenVINO GenAI, to check GGUF."),
+    ] = None,
     json: options.JsonOption = False,
 ) -> None:
     """Write a trained arm as files that others load; they are loaded and compared before it ends.
@@ -36,7 +40,14 @@ def export(
 
     with screen.Screen() as talk:
         folder = exporting.export(
-            project, arm, to=to, format_=format_, precision=precision, run=run, listener=talk
+            project,
+            arm,
+            to=to,
+            format_=format_,
+            precision=precision,
+            run=run,
+            openvino=openvino,
+            listener=talk,
         )
     record = store.read_json(folder / "export.json")
     if json:

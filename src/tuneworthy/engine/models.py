@@ -261,6 +261,22 @@ def _altered(converted: Path) -> str | None:
     return None if found == wanted else found
 
 
+def template_sha256(base: str, project_folder: Path) -> str | None:
+    """The hash of a base's chat template as it is now; None where the base is not on this machine."""
+    alias, folder = ALIASES.get(base), project_folder / base
+    if alias:
+        folder = _converted(alias.sha256)
+    elif folder.suffix == ".gguf" and folder.is_file():
+        folder = _converted(store.sha256_file(folder))
+    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    if template.is_file():
+        return store.sha256_text(template.read_text("utf-8"))
+    if not settings.is_file():
+        return None
+    given = store.read_json(settings).get("chat_template") or ""
+    return store.sha256_text(given) if isinstance(given, str) else None
+
+
 def _weights_sha256(folder: Path) -> str:
     hashes = [store.sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
     return store.sha256_json(hashes)
