@@ -37,7 +37,7 @@ class Agreement:
     @property
     def agrees(self) -> bool:
         few = self.rows - self.same <= NOISE_SHARE * self.rows
-        return few and self.worst_nats <= self.noise_nats
+        return self.rows > 0 and few and self.worst_nats <= self.noise_nats
 
     @property
     def said(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,17 @@ def write_merged(located: Located, weights: Weights, folder: Path, precision: st
     _write_tokenizer(located, folder)
 
 
-def write_gguf(located: Located, weights: Weights, folder: Path, precision: str, name: str) -> None:
+def write_gguf(
+    located: Located,
+    weights: Weights,
+    folder: Path,
+    precision: str,
+    name: str,
+    provenance: Mapping[str, Any],
+) -> None:
     """One file with weights, tokenizer and chat template."""
     model = merged(located, weights)
-    gguf_export.write(model, located.chat(), folder / GGUF_FILE, precision, name)
+    gguf_export.write(model, located.chat(), folder / GGUF_FILE, precision, name, provenance)
 
 
 def merged(located: Located, weights: Weights) -> Any:

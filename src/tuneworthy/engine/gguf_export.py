@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,18 @@ BLOCK = 32
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
 
-def write(model: Any, chat: ChatFormat, file: Path, precision: str, name: str) -> None:
+PROVENANCE = "tuneworthy.provenance"
+"""Key of the file that holds, as JSON, what the model was made of: files are moved alone."""
+
+
+def write(
+    model: Any,
+    chat: ChatFormat,
+    file: Path,
+    precision: str,
+    name: str,
+    provenance: Mapping[str, Any],
+) -> None:
     """Write `file` from a model in memory and its tokenizer.
 
     `precision` is of matrices; vectors stay float32, as runtimes want them. Raises ModelError for
@@ -42,6 +53,7 @@ def write(model: Any, chat: ChatFormat, file: Path, precision: str, name: str) -
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[arch])
     writer.add_type("model")
     writer.add_name(name)
+    writer.add_string(PROVENANCE, json.dumps(provenance))
     _add_shape(writer, config)
     _add_tokenizer(writer, chat, config.vocab_size)
     kind = getattr(gguf.LlamaFileType, _FILE_TYPES[precision])

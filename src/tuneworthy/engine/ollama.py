@@ -16,14 +16,15 @@ _MARKS = ("\ue0f2s\ue0f3", "\ue0f2u\ue0f3", "\ue0f2a\ue0f3", "\ue0f2v\ue0f3")
 class Turns:
     """A chat template taken apart: what stands before and after each kind of turn."""
 
-    beginning: str
-    """Before everything, such as a BOS token that the runtime does not add itself."""
     default: str
     """What stands in place of a system turn where there is none."""
     system: tuple[str, str]
     user: tuple[str, str]
     assistant: tuple[str, str]
     opening: str
+
+    def texts(self) -> tuple[str, ...]:
+        return (self.default, *self.system, *self.user, *self.assistant, self.opening)
 
     def compose(self, prompt: Prompt) -> str:
         """The prompt as Ollama will write it."""
@@ -32,7 +33,7 @@ class Turns:
         for message in prompt:
             before, after = kinds[message.role]
             said += before + message.content + after
-        return self.beginning + said + self.opening
+        return said + self.opening
 
     def template(self) -> str:
         """The same for Ollama."""
@@ -42,7 +43,7 @@ class Turns:
         )
         default = f"{{{{ if not .System }}}}{self.default}{{{{ end }}}}" if self.default else ""
         return (
-            f"{self.beginning}{default}{{{{ range .Messages }}}}"
+            f"{default}{{{{ range .Messages }}}}"
             f'{{{{ if eq .Role "system" }}}}{system}'
             f'{{{{ else if eq .Role "user" }}}}{user}'
             f"{{{{ else }}}}{assistant}{{{{ end }}}}{{{{ end }}}}{self.opening}"
@@ -63,7 +64,7 @@ def take_apart(chat: ChatFormat, prompts: Sequence[Prompt]) -> Turns:
         raise _no_turns(str(error)) from error
     if apart:
         raise _no_turns("it writes turns differently by where they stand")
-    if any("{{" in part or '"""' in part for part in (turns.template().split("{{ ")[0],)):
+    if any(mark in text for text in turns.texts() for mark in ("{{", "}}", '"""')):
         raise _no_turns("it holds letters that a Modelfile cannot")
     return turns
 
@@ -81,7 +82,6 @@ def _turns(chat: ChatFormat) -> Turns:
     if not (default.endswith(before_user) and between.startswith(after_user)):
         raise ValueError("its turns do not begin and end alike")
     return Turns(
-        beginning="",
         default=default.removesuffix(before_user),
         system=(before_system, after_system),
         user=(before_user, after_user),

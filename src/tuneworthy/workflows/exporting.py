@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,24 @@ def _exportable(folder: RunFolder, arm: str, format_: str) -> dict[str, Any]:
             where="--format",
             hint="--format merged",
         )
+    _check_unchanged(folder, arm)
     return fit
+
+
+def _check_unchanged(folder: RunFolder, arm: str) -> None:
+    """Raises StorageError if the weights are no longer those that were measured."""
+    if not folder.manifest.exists():
+        return
+    for name, sha256 in store.read_json(folder.manifest)["files"].items():
+        path = folder.path / name
+        if name.startswith(f"arms/{arm}/model/") and (
+            not path.exists() or store.sha256_file(path) != sha256
+        ):
+            raise StorageError(
+                f"{name} is not what was measured",
+                where=str(folder.path),
+                hint=f"tuneworthy report {folder.path} --verify",
+            )
 
 
 def _check_target(target: Path) -> None:
@@ -191,6 +209,12 @@ class _Export:
         self.say(f"loading {located.name}")
         return LocalEngine(located, self.say)
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """Base, data, packages and machine: the recipe stands beside it."""
+        return {k: v for k, v in provenance(self.folder).items() if k != "recipes"}
+
+    @cached_property
     def prompts(self) -> list[Prompt]:
         """Dev rows' prompts with everything that the arm adds."""
         project, engine = self.project, self.engine
@@ -226,7 +250,8 @@ class _Export:
             files.write_merged(located, self.weights, draft, self.precision)
         else:
             name = f"{self.project.task} {self.arm}"
-            files.write_gguf(located, self.weights, draft, self.precision, name)
+            made = {**self.made, "recipe": recipe(self.folder, self.arm)}
+            files.write_gguf(located, self.weights, draft, self.precision, name, made)
         if self.format == "ollama":
             store.write_text(draft / "Modelfile", self._modelfile())
 
@@ -241,7 +266,7 @@ class _Export:
                 examples += [*row.prompt, Message("assistant", row.completion)]
         chat = self.engine.chat
         return ollama.modelfile(
-            ollama.take_apart(chat, self.prompts()),
+            ollama.take_apart(chat, self.prompts),
             chat,
             GGUF_FILE,
             context_length=min(8192, self.engine.base.context_length),
@@ -254,7 +279,7 @@ class _Export:
         from tuneworthy.engine.agreement import Live
 
         self.say(f"asking the live arm {min(ROWS, len(self.rows.dev))} dev rows")
-        live = Live(self.engine, self.weights, self.prompts(), self.decoding)
+        live = Live(self.engine, self.weights, self.prompts, self.decoding)
         live.forget()
         found = [
             live.compare(name, texts, self._noise_of())
@@ -318,7 +343,7 @@ class _Export:
             "format": self.format,
             "precision": self.precision,
             "files": {p.name: store.sha256_file(p) for p in sorted(draft.iterdir())},
-            "provenance": {k: v for k, v in provenance(self.folder).items() if k != "recipes"},
+            "provenance": self.made,
             "recipe": recipe(self.folder, self.arm),
             "measured": self._measured(),
             "needs": {
