@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,14 @@ def test_a_prompt_that_matches_the_old_training_ends_it(old: Side) -> None:
     )
     [stop] = [text for text in said if text.endswith(": stop fine-tuning.")]
     assert stop.startswith("new-base with system-prompt now matches lora on old-base: 0.805 ")
+
+
+def test_who_never_trained_is_not_told_to_stop(old: Side) -> None:
+    untrained = replace(old, arm="system-prompt", fine_tune=False)
+    new = side("new-base", arm("system-prompt", right(322, ROWS)), adopted="system-prompt")
+    said = compared(untrained, new).sentences()
+    assert [text for text in said if text.endswith(": fine-tuning is not needed.")]
+    assert not [text for text in said if "stop fine-tuning" in text]
 
 
 def test_it_is_not_ended_where_training_the_new_base_is_better_still(old: Side) -> None:

@@ -146,7 +146,8 @@ class Comparison:
             return (
                 f"{self._at_least(pair)}, though a trained arm of the new base does better still."
             )
-        return f"{self._at_least(pair)}: stop fine-tuning."
+        end = "stop fine-tuning" if self.old.fine_tune else "fine-tuning is not needed"
+        return f"{self._at_least(pair)}: {end}."
 
     def _none_matches(self, pair: Compared) -> str:
         likely = (
