@@ -24,6 +24,8 @@ ARM_NAMES = (
     "linear",
     "lora",
     "full",
+    "few-shot+lora",
+    "rag+lora",
 )
 """Every arm, cheapest first: the order in which `decide` runs them."""
 
@@ -127,8 +129,17 @@ class FewShot(_Settings):
 
     k: Annotated[int, Field(ge=1, le=100)] = 10
     """Training rows in a prompt; fewer where the context is full."""
-    select: Literal["auto", "fixed", "random", "similar"] = "auto"
-    """Which rows: the same for all, random ones, or those most like the prompt; auto: by dev."""
+    select: Literal["auto", "fixed", "diverse", "random", "similar"] = "auto"
+    """Which rows: drawn once, far apart from each other, random, or like the prompt; auto: by dev."""
+
+
+class SystemPromptSettings(_Settings):
+    """How the system prompt is found, beside your instruction and drafts made from the rows."""
+
+    reflect: str | None = None
+    """A model that writes better prompts from what went wrong (GEPA): named as a base is."""
+    calls: Annotated[int, Field(ge=20)] = 300
+    """Answers of the base that this may take, on training and dev rows."""
 
 
 class GrammarSettings(_Settings):
@@ -204,10 +215,13 @@ class Project(_Settings):
     """How much score you would give up for the cheaper arm."""
     budget: Duration = None
     """Wall-clock limit of decide: 90s, 30m, 4h, or none."""
+    exhaustive: bool = False
+    """Train every arm on all rows with three seeds, even where that cannot change the answer."""
     requests_per_month: Annotated[int, Field(ge=0)] = 100_000
     """How many requests the task will have, for the cost side of the verdict."""
     prices: Prices = Prices()
     few_shot: FewShot = FewShot()
+    system_prompt: SystemPromptSettings = SystemPromptSettings()
     grammar: GrammarSettings = GrammarSettings()
     lora: Lora = Lora()
     full: Full = Full()

@@ -242,6 +242,8 @@ class RunFolder:
         self.checks = path / "checks.json"
         self.seal = path / "seal.json"
         self.events = path / "events.jsonl"
+        self.diagnosis = path / "diagnosis.json"
+        self.probe = path / "probe.json"
         self.decision = path / "decision.json"
         self.report = path / "report.html"
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.fakes import projects
 from tuneworthy.arms import ARMS, Kitchen, Task
 from tuneworthy.arms.base import best
+from tuneworthy.arms.few_shot import farthest
 from tuneworthy.arms.prompting import draft_from_rows
 from tuneworthy.arms.recipe import Examples, FittedRecipe, Recipe
 from tuneworthy.config import load_project
@@ -65,12 +67,21 @@ def task(project_folder: Path) -> Task:
 
 
 def test_the_table_was_found() -> None:
-    assert len(ARMS) == 8
+    assert len(ARMS) == 10
+
+
+def with_what_it_builds_on(task: Task, name: str) -> Task:
+    """The task as an arm finds it after those whose prompts it carries."""
+    carried = name.partition("+")[0]
+    if carried == name:
+        return task
+    project = task.project.model_copy(update={"arms": (carried, name)})
+    return replace(task, project=project, fitted={carried: ARMS[carried].fit(task).record})
 
 
 @pytest.mark.parametrize("name", ARMS)
 def test_a_restored_arm_answers_as_the_fitted_one(task: Task, name: str) -> None:
-    arm = ARMS[name]
+    arm, task = ARMS[name], with_what_it_builds_on(task, name)
     assert arm.name == name and arm.why_not(task) is None
     fit = arm.fit(task)
     prompts = [example.prompt for example in task.dev]
@@ -88,7 +99,7 @@ def test_a_restored_arm_answers_as_the_fitted_one(task: Task, name: str) -> None
 
 @pytest.mark.parametrize("name", ARMS)
 def test_fit_json_has_what_the_report_reads(task: Task, name: str) -> None:
-    record = ARMS[name].fit(task).record
+    record = ARMS[name].fit(with_what_it_builds_on(task, name)).record
     assert record["arm"] == name and record["why"] and record["seconds"] >= 0
     assert set(record) >= {"recipe", "chosen", "candidates", "training"}
     for candidate in record["candidates"]:
@@ -152,6 +163,56 @@ def test_similar_examples_are_training_rows_nearest_last() -> None:
         ("assistant", "green"),
         ("user", "what colour has the grass"),
     ]
+
+
+def test_nearest_first_is_the_other_way_round() -> None:
+    recipe = Recipe(examples=Examples("similar", 2, nearest_first=True))
+    [prompt] = FittedRecipe(recipe, kitchen(TRAIN)).prompts([ASKED])
+    assert [m.content for m in prompt if m.role == "assistant"] == ["green", "blue"]
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        Examples("fixed", 2, ("r1", "r2")),
+        Examples("random", 2),
+        Examples("similar", 2),
+    ],
+)
+def test_a_training_row_is_never_its_own_example(examples: Examples) -> None:
+    cook = FittedRecipe(Recipe(examples=examples), kitchen(TRAIN))
+    rows = TRAIN * 3
+    prompts = cook.prompts([e.prompt for e in rows], without=[e.id for e in rows])
+    for row, prompt in zip(rows, prompts):
+        assert row.completion not in [m.content for m in prompt if m.role == "assistant"]
+        assert prompt[-1] == row.prompt[-1] and len(prompt) >= 3
+
+
+def test_diverse_examples_cover_what_there_is() -> None:
+    angles = np.array([0.0, 0.1, 0.2, 1.5, 1.6, 3.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
+    chosen = farthest(vectors, 3)
+    assert len(set(chosen)) == 3
+    assert {0 <= i <= 2 for i in chosen} == {True, False} and 5 in chosen
+    assert sorted(farthest(vectors, 9)) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("few-shot+lora", "several times as long"),
+        ("rag+lora", "does not call for facts and form together"),
+    ],
+)
+def test_what_auto_leaves_out_and_why(task: Task, name: str, reason: str) -> None:
+    assert reason in str(ARMS[name].why_not(task))
+    named = replace(task, project=task.project.model_copy(update={"arms": (name,)}))
+    assert "builds on" in str(ARMS[name].why_not(named))
+
+
+def test_facts_and_form_together_bring_rag_and_lora_together(task: Task) -> None:
+    fitted = {"rag": ARMS["rag"].fit(task).record}
+    assert ARMS["rag+lora"].why_not(replace(task, needs="both", fitted=fitted)) is None
 
 
 def test_random_examples_depend_on_the_row_alone() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from tuneworthy.decision.evidence import ArmEvidence
-from tuneworthy.decision.records import Decision, Terms
+from tuneworthy.decision.records import Background, Decision, Terms
 from tuneworthy.decision.rule import decide
 
 TRAINED = ("linear", "lora", "full")
@@ -67,14 +68,13 @@ def graded(mean: float, n: int = 200, noise: float = 0.1, seed: int = 0) -> list
 
 
 def judged(*arms: ArmEvidence, **changes: Any) -> Decision:
-    not_measured = changes.pop("not_measured", ())
-    return decide(
-        arms,
-        terms(**changes),
-        not_measured=not_measured,
-        spent={"seconds": 1.0, "usd": 0.0, "exhaustive_seconds_estimate": None},
-        seal={"sha256": "1" * 64, "openings": 1},
-    )
+    known = {field.name for field in fields(Background)}
+    background = {name: changes.pop(name) for name in list(changes) if name in known}
+    usual: dict[str, Any] = {
+        "spent": {"seconds": 1.0, "usd": 0.0, "exhaustive_seconds_estimate": None, "by": []},
+        "seal": {"sha256": "1" * 64, "openings": 1},
+    }
+    return decide(arms, terms(**changes), Background(**{**usual, **background}))
 
 
 def said(decision: Decision) -> str:

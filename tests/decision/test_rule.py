@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -307,7 +308,8 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
             "version", "task", "base", "metric", "margin", "requests_per_month",
             "verdict", "arm", "fine_tune", "because", "arms", "best_untrained", "not_measured",
             "out_of_time", "smallest_detectable_difference", "rows_needed", "break_even_requests",
-            "diagnosis", "forecast", "debt", "spent", "seal",
+            "stopped", "flips", "no_more_seeds", "diagnosis", "forecast", "debt", "rules", "spent",
+            "seal",
         ]  # fmt: skip
         assert written["verdict"] in ("adopt", "collect-data", "inconclusive")
         assert written["version"] == 1
@@ -316,7 +318,7 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
             assert list(each) == [
                 "arm", "trained", "score", "interval", "n", "failures", "unparsed", "chance",
                 "answers_the_prompt", "delta_vs_best_untrained", "grammar_worth", "cost",
-                "memory_peak_bytes", "fit",
+                "memory_peak_bytes", "seeds", "forgotten", "spread", "fit",
             ]  # fmt: skip
             assert list(each["cost"]) == [
                 "fit_seconds", "fit_usd", "usd_per_1k_requests", "seconds_per_request",
@@ -364,3 +366,53 @@ def test_graded_gains_in_few_clusters_are_not_taken_for_form_alone():
         arm("lora", graded(0.60, n, 0.1, 2), chance=tuple(graded(0.30, n, 0.05, 3)), **shared),
     )
     assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "lora", True)
+
+
+STOP = {
+    "arm": "lora", "at": 0.25, "rows": 100, "all_rows": 400, "predicted": 0.06,
+    "interval": [0.02, 0.11], "chance": 0.001, "best": "rag", "best_score": 0.55, "margin": 0.02,
+}  # fmt: skip
+
+
+def test_an_arm_that_its_forecast_stopped_settles_the_question() -> None:
+    decision = judged(
+        arm("zero-shot", right(20)),
+        arm("rag", right(120)),
+        not_measured=(("lora", "stopped after 100 of 400 rows"),),
+        stopped=(STOP,),
+    )
+    assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "rag", False)
+    assert "lora was stopped after 100 of 400 training rows" in said(decision)
+    assert "0 trained arms were measured" not in said(decision)
+
+
+def test_a_verdict_that_flips_between_seeds_is_inconclusive() -> None:
+    first = arm("lora", right(160))
+    same = replace(first, seeds=(arm("lora", right(158)), arm("lora", right(163))))
+    steady = judged(arm("few-shot", right(120)), same)
+    assert (steady.verdict, steady.arm) == ("adopt", "lora") and not steady.flips
+    assert "3 trainings of lora that differ in their seed alone" in said(steady)
+    lucky = replace(first, seeds=(arm("lora", right(121)), arm("lora", right(158))))
+    flipped = judged(arm("few-shot", right(120)), lucky)
+    assert (flipped.verdict, flipped.arm, flipped.fine_tune) == ("inconclusive", "few-shot", False)
+    assert [flip["seed"] for flip in flipped.flips] == [1]
+    assert "luck of the draw" in flipped.because[0]
+
+
+def test_a_narrow_case_without_time_for_other_seeds_is_inconclusive() -> None:
+    arms = arm("few-shot", right(120)), arm("lora", right(160))
+    decision = judged(*arms, no_more_seeds=("lora",))
+    assert (decision.verdict, decision.arm) == ("inconclusive", "few-shot")
+    assert decision.out_of_time == ("lora",)
+
+
+def test_what_was_forgotten_is_said() -> None:
+    lost = {
+        "questions": 108, "base": 0.6, "trained": 0.4, "difference": -0.2,
+        "interval": [-0.3, -0.1], "p": 0.001,
+    }  # fmt: skip
+    decision = judged(arm("few-shot", right(120)), arm("lora", right(160), forgotten=lost))
+    assert "lora forgot" in said(decision)
+    kept = {**lost, "interval": [-0.3, 0.1]}
+    decision = judged(arm("few-shot", right(120)), arm("lora", right(160), forgotten=kept))
+    assert "forgot" not in said(decision)

@@ -369,6 +369,13 @@ def _decision(
                     "prompt_tokens_mean": 730.4 if arm == "few-shot" else 61.2,
                 },
                 "memory_peak_bytes": 1_340_000_000 if arm != "rag" else None,
+                "seeds": {"scores": [0.88, 0.86, 0.87], "mean": 0.87, "sd": 0.01}
+                if arm == "lora"
+                else None,
+                "forgotten": _forgotten() if arm in TRAINED else None,
+                "spread": {"of": "order of the same examples", "n": 3, "sd": 0.02, "scores": []}
+                if arm == "few-shot"
+                else None,
                 "fit": None,
             }
         )
@@ -403,12 +410,62 @@ def _decision(
         ],
         "smallest_detectable_difference": 0.058 if intervals else None,
         "break_even_requests": 3021 if trained else None,
-        "diagnosis": None,
-        "forecast": [],
-        "debt": None,
-        "spent": {"seconds": 812.0, "usd": 0.27, "exhaustive_seconds_estimate": 2900.0},
+        "stopped": [],
+        "flips": [],
+        "no_more_seeds": [],
+        "diagnosis": {
+            "needs": "form",
+            "rows": 40,
+            "knowledge_share": 0.12,
+            "evidence": ["12 % of the rows ask for facts.", f"A line with {HOSTILE}"],
+        },
+        "forecast": _forecasts(),
+        "debt": {
+            "arm": adopted,
+            **_debt(3, 2, 6, None),
+            "alternatives": {"zero-shot": _debt(3, 1, 1, 5), "full": _debt(3, 4, 7, 2)},
+        },
+        "rules": [
+            {"rule": "too few rows", "fires": False, "said": "1,000 training rows.", "source": "x"},
+            {"rule": "training for facts", "fires": True, "said": "61 % ask.", "source": "y"},
+            {"rule": "a one-off task", "fires": None, "said": "Not measured.", "source": "z"},
+        ],
+        "spent": {
+            "seconds": 812.0,
+            "usd": 0.27,
+            "exhaustive_seconds_estimate": 2900.0,
+            "by": [
+                {"arm": "lora", "what": "training", "seconds": 312.0},
+                {"arm": None, "what": "diagnosis", "seconds": 44.0},
+            ],
+        },
         "seal": {"sha256": sha256_text("test")},
     }
+
+
+def _debt(*scores: int | None) -> Json:
+    names = ("detectability", "effort", "burden", "trap")
+    why = {name: f"{name}, in 1 sentence with 2 numbers." for name in names}
+    return {**dict(zip(names, scores)), "why": why}
+
+
+def _forgotten() -> Json:
+    return {
+        "questions": 108,
+        "base": 0.62,
+        "trained": 0.58,
+        "difference": -0.04,
+        "interval": [-0.12, 0.04],
+        "p": 0.3,
+    }
+
+
+def _forecasts() -> list[Json]:
+    whole = {"arm": "lora", "rows": 1000, "realised": 0.81}
+    return [
+        {**whole, "at": 0.25, "of": "score", "predicted": 0.79, "interval": [0.70, 0.86]},
+        {**whole, "at": 0.25, "of": "loss", "predicted": None, "interval": None, "realised": None},
+    ]
 
 
 if __name__ == "__main__":

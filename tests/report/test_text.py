@@ -51,6 +51,8 @@ def decision(**changes):
         "smallest_detectable_difference": 0.058,
         "rows_needed": None,
         "out_of_time": [],
+        "flips": [],
+        "stopped": [],
     } | changes
 
 

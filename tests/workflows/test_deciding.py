@@ -46,7 +46,8 @@ def test_every_arm_answers_the_same_sealed_rows(project: Path) -> None:
     for arm in measured:
         answered = [prediction.id for prediction in decision.predictions(arm)]
         assert sorted(answered) == sorted(sealed)
-    assert {item["arm"] for item in decision.record["not_measured"]} == {"rag", "linear"}
+    left_out = {"rag", "linear", "few-shot+lora", "rag+lora"}
+    assert {item["arm"] for item in decision.record["not_measured"]} == left_out
     assert all(item["reason"] for item in decision.record["not_measured"])
     assert run.report.read_text("utf-8").startswith("<!doctype html>")
     assert not list(decision.folder.rglob("*.pkl"))
@@ -92,11 +93,14 @@ def test_chosen_on_dev_with_every_candidate_kept(project: Path) -> None:
     fit = store.read_json(decision.folder / "arms" / "few-shot" / "fit.json")
     assert [c["what"] for c in fit["candidates"]] == [
         "4 fixed examples",
+        "4 diverse examples",
         "4 random examples",
         "4 similar examples",
+        "4 similar examples, nearest first",
     ]
     best = max(fit["candidates"], key=lambda c: c["dev_score"])
     assert fit["recipe"]["examples"]["select"] == best["what"].split()[1]
+    assert fit["spread"]["of"] == "order of the same examples" and fit["spread"]["n"] == 2
 
 
 class Killed(BaseException):
@@ -353,7 +357,7 @@ def test_every_arm_of_the_table_is_named_once() -> None:
     from tuneworthy.config import ARM_NAMES
 
     assert tuple(ARMS) == ARM_NAMES
-    assert len(ARMS) == 8
+    assert len(ARMS) == 10
 
 
 def test_training_cut_short_by_the_budget_is_no_verdict_against_it(

@@ -24,5 +24,7 @@ ARMS: dict[str, Arm] = {
         Linear(),
         Trained("lora", "adapter"),
         Trained("full", "full"),
+        Trained("few-shot+lora", "adapter", carries="few-shot"),
+        Trained("rag+lora", "adapter", carries="rag"),
     )
 }

@@ -50,6 +50,8 @@ class Task:
     """fit.json of the arms fitted before this one: what they chose may be built upon."""
     deadline: float | None = None
     """`time.monotonic()` after which nothing new is begun."""
+    needs: str | None = None
+    """What the diagnosis says that the rows need: facts, form or both; None before it."""
 
     @property
     def late(self) -> bool:
@@ -80,6 +82,8 @@ class Candidate:
     recipe: Recipe
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    scores: tuple[float | None, ...] = ()
+    """One a dev row; None where the machinery failed."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -144,11 +148,8 @@ def try_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> lis
         phase = f"choosing on dev, {number} of {len(tries)}: {what}"
         tick = ticker(task.report, arm, phase, len(task.dev))
         answers = FittedRecipe(recipe, task.kitchen).answer([e.prompt for e in task.dev], tick)
-        scores = [
-            task.metric.score(answer.text, example.completion).value
-            for answer, example in zip(answers, task.dev)
-            if isinstance(answer, Answer)
-        ]
+        each = dev_scores(task, answers)
+        scores = [score for score in each if score is not None]
         given = [answer for answer in answers if isinstance(answer, Answer)]
         done.append(
             Candidate(
@@ -159,10 +160,29 @@ def try_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> lis
                 recipe=recipe,
                 prompt_tokens=statistics.fmean(a.prompt_tokens for a in given) if given else 0.0,
                 output_tokens=statistics.fmean(a.output_tokens for a in given) if given else 0.0,
+                scores=each,
             )
         )
         task.report("candidate", {"arm": arm, **done[-1].to_json()})
     return done
+
+
+def dev_scores(task: Task, answers: Sequence[Answer | Failure]) -> tuple[float | None, ...]:
+    """The score of each dev row's answer; None where the machinery failed."""
+    return tuple(
+        task.metric.score(answer.text, example.completion).value
+        if isinstance(answer, Answer)
+        else None
+        for answer, example in zip(answers, task.dev, strict=True)
+    )
+
+
+def spread(candidates: Sequence[Candidate], of: str) -> dict[str, Any] | None:
+    """How much scores on dev vary between candidates that should do the same; None below two."""
+    scores = [c.score for c in candidates if c.score is not None]
+    if len(scores) < 2:
+        return None
+    return {"of": of, "n": len(scores), "sd": statistics.stdev(scores), "scores": scores}
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
@@ -170,37 +190,62 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda c: (-1.0 if c.score is None else c.score, -c.prompt_tokens))
 
 
-def chosen_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> Fit:
-    """Try recipes on dev and keep the best: the whole of fitting for arms without training."""
+def chosen_on_dev(
+    task: Task, arm: str, tries: Sequence[tuple[str, Recipe]], *, varies: str | None = None
+) -> Fit:
+    """Try recipes on dev and keep the best: the whole of fitting for arms without training.
+
+    `varies`: what the candidates differ in, where the spread of their scores tells of noise.
+    """
     start = time.monotonic()
     if len(tries) == 1:
         # Nothing to choose: dev rows need not be answered.
         what, recipe = tries[0]
-        candidates: list[Candidate] = []
-        why = f"nothing to choose: {what}"
-    else:
-        candidates = try_on_dev(task, arm, tries)
-        winner = best(candidates)
-        recipe = winner.recipe
-        score = "not measurable" if winner.score is None else f"{winner.score:.3f}"
-        why = f"{winner.what}: {score} on {winner.n} dev rows, best of {len(candidates)}"
-    record = {
+        return Fit(
+            FittedRecipe(recipe, task.kitchen),
+            fit_record(arm, recipe, [], f"nothing to choose: {what}", time.monotonic() - start),
+        )
+    candidates = try_on_dev(task, arm, tries)
+    return fit_of(task, arm, candidates, start, spread(candidates, varies) if varies else None)
+
+
+def fit_of(
+    task: Task,
+    arm: str,
+    candidates: Sequence[Candidate],
+    start: float,
+    noise: dict[str, Any] | None = None,
+) -> Fit:
+    """The best of some candidates, as a fit that began at `start` (`time.monotonic()`)."""
+    winner = best(candidates)
+    score = "not measurable" if winner.score is None else f"{winner.score:.3f}"
+    why = f"{winner.what}: {score} on {winner.n} dev rows, best of {len(candidates)}"
+    record = fit_record(arm, winner.recipe, candidates, why, time.monotonic() - start)
+    record |= {"dev_scores": list(winner.scores), "spread": noise}
+    return Fit(FittedRecipe(winner.recipe, task.kitchen), record)
+
+
+def fit_record(
+    arm: str, recipe: Recipe, candidates: Sequence[Candidate], why: str, seconds: float
+) -> dict[str, Any]:
+    """fit.json of an arm that is a recipe and was not trained."""
+    return {
         "arm": arm,
         "recipe": recipe.to_json(),
         "chosen": describe(recipe),
         "candidates": [candidate.to_json() for candidate in candidates],
         "why": why,
-        "seconds": time.monotonic() - start,
+        "seconds": seconds,
         "training": None,
     }
-    return Fit(FittedRecipe(recipe, task.kitchen), record)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """A recipe in words, for the report."""
     words: dict[str, Any] = {"system prompt": recipe.system or "none"}
     if recipe.examples:
-        words["examples"] = f"{recipe.examples.k}, {recipe.examples.select}"
+        order = ", nearest first" if recipe.examples.nearest_first else ""
+        words["examples"] = f"{recipe.examples.k}, {recipe.examples.select}{order}"
     if recipe.passages:
         words["passages"] = recipe.passages
     return words

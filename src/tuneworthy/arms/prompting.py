@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tuneworthy.arms.base import Fit, Fitted, Task, chosen_on_dev, restore_recipe
+from tuneworthy.arms.base import (
+    Fit,
+    Fitted,
+    Task,
+    best,
+    chosen_on_dev,
+    fit_of,
+    restore_recipe,
+    spread,
+    try_on_dev,
+)
 from tuneworthy.arms.recipe import Recipe
 from tuneworthy.types import Example
+
+SHOWN = 3
+"""Training rows that a system prompt may quote."""
 
 
 class ZeroShot:
@@ -30,7 +44,10 @@ class ZeroShot:
 
 
 class SystemPrompt:
-    """The best system prompt on dev: the project's instruction, drafts from the rows, or both."""
+    """The best system prompt on dev: the project's instruction, drafts from the rows, or both.
+
+    Where the project names a model to reflect with, GEPA rewrites the best of these.
+    """
 
     name = "system-prompt"
     trained = False
@@ -39,15 +56,34 @@ class SystemPrompt:
         return None
 
     def fit(self, task: Task) -> Fit:
-        own, draft = task.project.instruction, draft_from_rows(task.train)
+        start = time.monotonic()
+        own, draft, shown = task.project.instruction, draft_from_rows(task.train), shown_rows(task)
         tries = {"your instruction": own, "draft from the rows": draft}
         if own:
             tries["your instruction and the draft"] = f"{own} {draft}"
+        tries[f"the draft and {SHOWN} rows as text"] = f"{draft}\n\n{shown}"
         recipes = [(what, Recipe(system=text)) for what, text in tries.items() if text]
-        return chosen_on_dev(task, self.name, recipes)
+        candidates = try_on_dev(task, self.name, recipes)
+        noise = spread(candidates, "wording of the system prompt")
+        if task.kitchen.reflector and not task.late:
+            from tuneworthy.arms.reflection import optimised
+
+            first = best(candidates).recipe.system or draft
+            found = optimised(task, first)
+            if found != first:
+                again = [("rewritten by reflection (GEPA)", Recipe(system=found))]
+                candidates += try_on_dev(task, self.name, again)
+        return fit_of(task, self.name, candidates, start, noise)
 
     def restore(self, task: Task, record: dict[str, Any]) -> Fitted:
         return restore_recipe(task, record)
+
+
+def shown_rows(task: Task) -> str:
+    """A few short training rows as lines of text: what is wanted, without turns of a talk."""
+    short = sorted(task.train, key=lambda e: (len(e.text) + len(e.completion), e.id))
+    middle = short[len(short) // 4 :][:SHOWN]
+    return "\n\n".join(f"Request: {e.prompt[-1].content}\nAnswer: {e.completion}" for e in middle)
 
 
 def draft_from_rows(train: Sequence[Example]) -> str:

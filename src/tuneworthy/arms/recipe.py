@@ -42,13 +42,16 @@ class Search(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Which training rows stand in the context: `fixed` names them, the others choose per row."""
+    """Which training rows stand in the context: `ids` names them, or they are chosen per row."""
 
     select: str
-    """fixed | random | similar"""
+    """fixed | diverse | random | similar"""
     k: int
     ids: tuple[str, ...] = ()
+    """In their order; empty where they are chosen per row."""
     seed: int = 0
+    nearest_first: bool = False
+    """Of similar ones: whether the one most like the prompt stands first, not next to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Recipe:
                 "k": chosen.k,
                 "ids": list(chosen.ids),
                 "seed": chosen.seed,
+                "nearest_first": chosen.nearest_first,
             },
             "passages": self.passages,
             "weights": self.weights.kind if self.weights else None,
@@ -103,6 +107,8 @@ class Kitchen:
     embedder: Callable[[], Embedder]
     search: Callable[[], Search] | None
     """Opens the index when it is first needed; None without documents."""
+    reflector: Callable[[], Engine] | None = None
+    """Opens the model that writes better prompts; None where the project names none."""
 
 
 class FittedRecipe:
@@ -156,10 +162,13 @@ class FittedRecipe:
         common = self.kitchen.decoding
         return replace(common, grammar=self.recipe.grammar or common.grammar)
 
-    def prompts(self, inputs: Sequence[Prompt]) -> list[Prompt]:
-        """The full prompts, as many examples and passages in each as its context holds."""
+    def prompts(self, inputs: Sequence[Prompt], without: Sequence[str] = ()) -> list[Prompt]:
+        """The full prompts, as many examples and passages in each as its context holds.
+
+        `without` names for each input a training row that must not be its example: itself.
+        """
         passages = self._passages(inputs)
-        examples = self._examples(inputs)
+        examples = self._examples(inputs, without or [""] * len(inputs))
         shown = sorted({e.id for chosen in examples for e in chosen})
         known = dict(zip(shown, self._passages([self._by_id[i].prompt for i in shown])))
         return [
@@ -173,20 +182,26 @@ class FittedRecipe:
         assert self.kitchen.search is not None
         return self.kitchen.search().search([p[-1].content for p in inputs], self.recipe.passages)
 
-    def _examples(self, inputs: Sequence[Prompt]) -> list[list[Example]]:
+    def _examples(self, inputs: Sequence[Prompt], without: Sequence[str]) -> list[list[Example]]:
         chosen = self.recipe.examples
         if chosen is None:
             return [[] for _ in inputs]
-        if chosen.select == "fixed":
+        if chosen.ids:
             fixed = [self._by_id[i] for i in chosen.ids]
-            return [fixed for _ in inputs]
+            return [[e for e in fixed if e.id != left_out] for left_out in without]
         if chosen.select == "random":
-            pool, k = list(self.kitchen.train), min(chosen.k, len(self.kitchen.train))
-            # Seeded by the prompt: the same row gets the same examples when it is served.
-            return [random.Random(f"{chosen.seed}:{_text(p)}").sample(pool, k) for p in inputs]
+            found = []
+            for prompt, left_out in zip(inputs, without):
+                pool = [e for e in self.kitchen.train if e.id != left_out]
+                # Seeded by the prompt: the same row gets the same examples when it is served.
+                draw = random.Random(f"{chosen.seed}:{_text(prompt)}")
+                found.append(draw.sample(pool, min(chosen.k, len(pool))))
+            return found
         if self._nearest is None:
             self._nearest = NearestExamples(self.kitchen.train, self.kitchen.embedder())
-        return self._nearest.find(inputs, chosen.k)
+        near = self._nearest.find(inputs, chosen.k + 1)
+        others = [[e for e in few if e.id != gone][-chosen.k :] for few, gone in zip(near, without)]
+        return [few[::-1] for few in others] if chosen.nearest_first else others
 
     def _fit(
         self,

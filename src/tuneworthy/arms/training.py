@@ -1,13 +1,14 @@
-"""`lora` and `full`: trained on bare prompts, learning rate by a short sweep on dev."""
+"""`lora`, `full` and their kin: trained weights, learning rate by a short sweep on dev."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from tuneworthy import store
-from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
+from tuneworthy.arms.base import Fit, Fitted, Task, dev_scores, restore_recipe, ticker
 from tuneworthy.arms.recipe import FittedRecipe, Recipe
 from tuneworthy.errors import TrainingDiverged
 from tuneworthy.types import Example, Prompt, TrainingResult, TrainingSettings, Weights
@@ -29,29 +30,36 @@ GAP = 0.3
 
 
 class Trained:
-    """Fine-tuning of an adapter or of all weights."""
+    """Fine-tuning of an adapter or of all weights.
+
+    `carries`: the arm whose examples or passages stand in the prompts, in training as in answering.
+    """
 
     trained = True
 
-    def __init__(self, name: str, kind: str) -> None:
+    def __init__(self, name: str, kind: str, carries: str | None = None) -> None:
         self.name = name
         self.kind = kind
+        self.carries = carries
 
     def why_not(self, task: Task) -> str | None:
         if not task.kitchen.engine.base.trainable:
             return "an endpoint's weights cannot be trained from here"
+        if self.carries is None:
+            return None
+        if task.project.arms == "auto" and self.carries == "few-shot":
+            return f"prompts with examples take several times as long to train on; arms: [{self.name}, …] has it measured"
+        if task.project.arms == "auto" and task.needs != "both":
+            return "the diagnosis of the rows does not call for facts and form together"
+        if self.carries not in task.fitted:
+            return f"it builds on {self.carries}, which is not measured in this run"
         return None
 
     def fit(self, task: Task) -> Fit:
+        settings, sweep = self.settled(task)
         start = time.monotonic()
-        first = self.settings(task)
-        given = task.project.lora if self.kind == "adapter" else task.project.full
-        candidates: list[dict[str, Any]] = []
-        settings = first
-        if given.learning_rate == "auto":
-            settings, candidates = self._sweep(task, first)
         result = self._train(task, task.train, settings, "model", "training")
-        recipe = Recipe(weights=Weights(self.kind, task.folder / "model"))  # type: ignore[arg-type]
+        recipe = self._recipe(task, "model")
         record = {
             "arm": self.name,
             "recipe": recipe.to_json(),
@@ -60,13 +68,47 @@ class Trained:
                 "learning rate": settings.learning_rate,
                 "epochs": result.best_step * settings.batch_rows / max(1, result.rows),
                 **({"rank": settings.rank} if self.kind == "adapter" else {}),
+                **({"prompts": f"as those of {self.carries}"} if self.carries else {}),
             },
-            "candidates": candidates,
+            "candidates": sweep["candidates"],
             "why": self._why(result),
-            "seconds": time.monotonic() - start,
+            "seconds": sweep["seconds"] + time.monotonic() - start,
             "training": {**asdict(result), "history": list(result.history)},
         }
         return Fit(FittedRecipe(recipe, task.kitchen), record)
+
+    def step(self, task: Task, rows: int) -> dict[str, Any]:
+        """Train on some of the rows and answer dev: a point of the learning curve.
+
+        Trained anew each time: a schedule that has come to its end is no start for a longer one.
+        """
+        settings, _ = self.settled(task)
+        start, folder = time.monotonic(), f"step-{rows}"
+        part = shuffled(task.train)[:rows]
+        try:
+            result = self._train(task, part, settings, folder, f"learning from {rows} rows")
+            fitted = FittedRecipe(self._recipe(task, folder), task.kitchen)
+            tick = ticker(task.report, self.name, f"answering dev after {rows} rows", len(task.dev))
+            scores = dev_scores(task, fitted.answer([e.prompt for e in task.dev], tick))
+        finally:
+            _clear(task, folder)
+        return {
+            "rows": rows,
+            "dev_scores": list(scores),
+            "dev_loss": result.dev_loss,
+            "stopped": result.stopped,
+            "seconds": time.monotonic() - start,
+        }
+
+    def _recipe(self, task: Task, folder: str) -> Recipe:
+        weights = Weights(self.kind, task.folder / folder)  # type: ignore[arg-type]
+        return replace(self._context(task), weights=weights)
+
+    def _context(self, task: Task) -> Recipe:
+        """What stands in the prompts beside the row's own words."""
+        if self.carries is None:
+            return Recipe()
+        return Recipe.from_json(task.fitted[self.carries]["recipe"], task.folder / "model")
 
     def restore(self, task: Task, record: dict[str, Any]) -> Fitted:
         return restore_recipe(task, record)
@@ -87,12 +129,30 @@ class Trained:
             parallel=project.parallel,
         )
 
-    def _sweep(
-        self, task: Task, first: TrainingSettings
-    ) -> tuple[TrainingSettings, list[dict[str, Any]]]:
+    def settled(self, task: Task) -> tuple[TrainingSettings, dict[str, Any]]:
+        """The settings with the learning rate that dev preferred; swept once, then kept.
+
+        The record has the candidates, and the seconds that sweeping took.
+        """
+        first, path = self.settings(task), task.folder / "sweep.json"
+        given = task.project.lora if self.kind == "adapter" else task.project.full
+        if given.learning_rate != "auto":
+            return first, {"candidates": [], "seconds": 0.0}
+        if path.exists():
+            sweep = store.read_json(path)
+        else:
+            start = time.monotonic()
+            rate, candidates = self._sweep(task, first)
+            seconds = time.monotonic() - start
+            sweep = {"learning_rate": rate, "candidates": candidates, "seconds": seconds}
+            if not task.late:  # what the budget cut short is no choice to keep
+                store.write_json(path, sweep)
+        return replace(first, learning_rate=sweep["learning_rate"]), sweep
+
+    def _sweep(self, task: Task, first: TrainingSettings) -> tuple[float, list[dict[str, Any]]]:
         """The learning rate with the lowest dev loss after a short run on a few rows."""
         rates = LORA_RATES if self.kind == "adapter" else FULL_RATES
-        rows = task.train[:SWEEP_ROWS]
+        rows = shuffled(task.train)[:SWEEP_ROWS]
         candidates = []
         for rate in rates:
             settings = replace(
@@ -110,9 +170,7 @@ class Trained:
             except TrainingDiverged:  # a finding about this rate, not the end of the run
                 pass
             finally:
-                for leftover in task.folder.glob("sweep*"):
-                    store.remove(leftover)
-                    leftover.unlink(missing_ok=True)
+                _clear(task, "sweep")
             candidates.append(
                 {
                     "what": f"{what}, {len(rows)} rows",
@@ -127,7 +185,7 @@ class Trained:
                 break
         lost = float("inf")
         losses = [lost if c["dev_loss"] is None else c["dev_loss"] for c in candidates]
-        return replace(first, learning_rate=rates[losses.index(min(losses))]), candidates
+        return rates[losses.index(min(losses))], candidates
 
     def _train(
         self,
@@ -143,9 +201,10 @@ class Trained:
                 fields = {**where, "done": fields["step"], "total": fields["steps"], **fields}
             task.report(kind, fields)
 
+        context = FittedRecipe(self._context(task), task.kitchen)
         return task.kitchen.engine.train(
-            [_pair(example) for example in rows],
-            [_pair(example) for example in task.dev],
+            _pairs(context, rows),
+            _pairs(context, task.dev),
             settings,
             task.folder / folder,
             report=report,
@@ -185,5 +244,20 @@ def overfitting(result: TrainingResult) -> str | None:
     return None
 
 
-def _pair(example: Example) -> tuple[Prompt, str]:
-    return example.prompt, example.completion
+def shuffled(rows: Sequence[Example]) -> list[Example]:
+    """The rows in an order that has nothing to do with that of the file, always the same."""
+    return sorted(rows, key=lambda example: example.id)  # ids are hashes of the content
+
+
+def _clear(task: Task, name: str) -> None:
+    for leftover in (*task.folder.glob(name), *task.folder.glob(f"{name}.*")):
+        if leftover.is_dir():
+            store.remove(leftover)
+        elif leftover.suffix != ".json":  # what was chosen stays
+            leftover.unlink(missing_ok=True)
+
+
+def _pairs(context: FittedRecipe, rows: Sequence[Example]) -> list[tuple[Prompt, str]]:
+    """Prompts as they will be when answering, none with its own row as an example."""
+    prompts = context.prompts([e.prompt for e in rows], without=[e.id for e in rows])
+    return [(prompt, example.completion) for prompt, example in zip(prompts, rows)]

@@ -44,6 +44,12 @@ class ArmEvidence:
     """How far training came when the budget ended it; None if it came to its own end."""
     without_grammar: str | None = None
     """The arm that is this one but for its grammar, if both were measured."""
+    seeds: tuple[ArmEvidence, ...] = ()
+    """The same arm trained with other seeds."""
+    forgotten: dict[str, Any] | None = None
+    """What the general probe says of its weights against the base."""
+    spread: dict[str, Any] | None = None
+    """How scores on dev vary with what should not matter: wording, order of examples."""
 
     def __post_init__(self) -> None:
         for field in ("scores", "chance", "clusters", "parsed"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from tuneworthy.evaluation.statistics import Difference, Interval
 
@@ -81,6 +82,52 @@ def cut_short(arm: str, done: str, other: str, delta: Difference | None) -> str:
 
 def no_time(arm: str) -> str:
     return f"The budget was used up before {arm} could be measured, so 0 of its scores are known."
+
+
+def stopped(stop: dict[str, Any]) -> str:
+    low, high = stop["interval"]
+    return (
+        f"{stop['arm']} was stopped after {stop['rows']:,} of {stop['all_rows']:,} training rows: on "
+        f"dev the forecast for all of them is {number(stop['predicted'])} (80 % band {number(low)} "
+        f"to {number(high)}, estimate), and {stop['best']} has {number(stop['best_score'])} there; "
+        f"the chance that it comes within the margin of {stop['margin']:g} is below 1 in 20 (estimate)."
+    )
+
+
+def flips(flip: dict[str, Any], verdict: str, arm: str | None) -> str:
+    first = f"adopt {arm}" if verdict == "adopt" else verdict
+    again = f"adopt {flip['adopts']}" if flip["adopts"] else flip["verdict"]
+    return (
+        f"Trained with another seed, {flip['arm']} scores {number(flip['score'])}, and the verdict "
+        f"would be {again} in place of {first}: that is luck of the draw, not a difference."
+    )
+
+
+def no_seeds(arm: str) -> str:
+    return (
+        f"{arm} wins or loses narrowly, and the budget left no time to train it with 2 other seeds."
+    )
+
+
+def seeds(arm: str, scores: Sequence[float]) -> str:
+    each = ", ".join(number(score) for score in scores)
+    return f"{len(scores)} trainings of {arm} that differ in their seed alone score {each}."
+
+
+def knowledge(share: float, needs: str) -> str:
+    what = "facts" if needs == "facts" else "facts as well as form"
+    return (
+        f"The rows ask for {what}: {share:.0%} of the dev rows that were looked at need words that "
+        "neither prompts nor like training rows have and that the model does not know."
+    )
+
+
+def forgot(arm: str, lost: dict[str, Any]) -> str:
+    return (
+        f"{arm} forgot: on {lost['questions']} general questions it is right on "
+        f"{lost['trained']:.0%}, its base on {lost['base']:.0%} "
+        f"({span(*lost['interval'])} for the difference)."
+    )
 
 
 def one_group(arm: str, rows: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from tuneworthy.decision.evidence import ArmEvidence
@@ -24,6 +25,8 @@ class Terms:
     train_rows: int
     rows_kept: int
     """Rows of all three splits, and those that `data.train` left over."""
+    test_given: bool = False
+    """Whether the test rows are a file of the user's own."""
     reads_references: bool = True
     """False if the metric judges form alone; see `evaluation.metrics.reads_references`."""
     seed: int = 0
@@ -70,8 +73,36 @@ class ArmResult:
             "grammar_worth": worth and {**worth, "over": self.evidence.without_grammar},
             "cost": self.evidence.cost_json(),
             "memory_peak_bytes": self.evidence.memory_peak_bytes,
+            "seeds": self._seeds(),
+            "forgotten": self.evidence.forgotten,
+            "spread": self.evidence.spread,
             "fit": None,
         }
+
+    def _seeds(self) -> dict[str, Any] | None:
+        """Scores of the trainings that differ in their seed alone; None if there is one."""
+        scores = [self.score, *(other.score for other in self.evidence.seeds)]
+        known = [score for score in scores if score is not None]
+        if len(known) < 2:
+            return None
+        return {"scores": known, "mean": fmean(known), "sd": stdev(known)}
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What is known beside the arms themselves: of the rows, of the course of the run."""
+
+    spent: dict[str, Any]
+    seal: dict[str, Any]
+    not_measured: tuple[tuple[str, str], ...] = ()
+    out_of_time: tuple[str, ...] = ()
+    """Trained arms that the budget kept out."""
+    stopped: tuple[dict[str, Any], ...] = ()
+    """Trained arms that their forecasts stopped: arm, at, predicted, interval, best, best_score."""
+    no_more_seeds: tuple[str, ...] = ()
+    """Narrow trained arms for which the budget allowed no other seed."""
+    diagnosis: dict[str, Any] | None = None
+    forecasts: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +119,15 @@ class Decision:
     best_untrained: str | None
     not_measured: tuple[tuple[str, str], ...]
     out_of_time: tuple[str, ...]
-    """Trained arms that the budget cut short or kept out."""
+    """Trained arms that the budget cut short, kept out, or left without other seeds."""
     smallest_detectable_difference: float | None
     break_even_requests: int | None
     rows_needed: int | None
-    spent: dict[str, Any]
-    seal: dict[str, Any]
+    background: Background
+    flips: tuple[dict[str, Any], ...] = ()
+    """Verdicts that another seed of a trained arm would have given, where they differ."""
+    debt: dict[str, Any] | None = None
+    rules: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """decision.json, version 1."""
@@ -116,11 +150,15 @@ class Decision:
             "smallest_detectable_difference": self.smallest_detectable_difference,
             "rows_needed": self.rows_needed,
             "break_even_requests": self.break_even_requests,
-            "diagnosis": None,
-            "forecast": [],
-            "debt": None,
-            "spent": self.spent,
-            "seal": self.seal,
+            "stopped": list(self.background.stopped),
+            "flips": list(self.flips),
+            "no_more_seeds": list(self.background.no_more_seeds),
+            "diagnosis": self.background.diagnosis,
+            "forecast": list(self.background.forecasts),
+            "debt": self.debt,
+            "rules": list(self.rules),
+            "spent": self.background.spent,
+            "seal": self.background.seal,
         }
 
 

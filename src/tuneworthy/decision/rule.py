@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tuneworthy.decision import reasons
 from tuneworthy.decision.cost import break_even_requests, month_usd
+from tuneworthy.decision.debt import debt
 from tuneworthy.decision.evidence import ArmEvidence
-from tuneworthy.decision.records import ArmResult, Decision, Terms, Verdict
+from tuneworthy.decision.records import ArmResult, Background, Decision, Terms, Verdict
+from tuneworthy.decision.trade import rules
 from tuneworthy.evaluation.statistics import (
     ALPHA,
     holm,
@@ -24,15 +27,7 @@ TEST_SHARE = 0.5
 """The part of all rows that a test set may take before more rows must be collected."""
 
 
-def decide(
-    arms: Sequence[ArmEvidence],
-    terms: Terms,
-    *,
-    not_measured: Sequence[tuple[str, str]] = (),
-    out_of_time: Sequence[str] = (),
-    spent: dict[str, Any],
-    seal: dict[str, Any],
-) -> Decision:
+def decide(arms: Sequence[ArmEvidence], terms: Terms, background: Background) -> Decision:
     """Which arm to use, and whether that is a fine-tuned one. Does not depend on the arms' order.
 
     The paired difference of every arm to the best untrained one is corrected by Holm's method
@@ -43,17 +38,63 @@ def decide(
        answers depend on their prompts: adopt the cheapest of the arms shown to be at most the
        margin worse than the best one, by the cost of fitting and of one month's requests.
     3. Trained arms are better but their answers hardly depend on their prompts: collect-data.
-    4. A trained arm was cut short by the budget, or kept out by it (`out_of_time`): inconclusive.
-    5. Every trained arm is shown to gain at most the margin, or none was measured: adopt the
-       cheapest untrained arm near the best untrained one.
+    4. A trained arm was cut short by the budget, or kept out by it: inconclusive.
+    5. Every trained arm is shown to gain at most the margin, was stopped because its forecast
+       showed that, or none was tried: adopt the cheapest untrained arm near the best untrained one.
     6. Otherwise these rows cannot tell: inconclusive if there are rows to enlarge the test set
        with, else collect-data. `arm` is what to use meanwhile.
+
+    What was adopted by this becomes inconclusive where another seed of a trained arm would have
+    had another arm adopted, or where a narrow case could not be trained with other seeds in time.
 
     Raises ValueError if two arms have one name.
     """
     if len({arm.name for arm in arms}) != len(arms):
         raise ValueError(f"arms of one name: {sorted(arm.name for arm in arms)}")
-    return _Court(arms, terms, tuple(not_measured), tuple(out_of_time)).decide(spent, seal)
+    court = _Court(arms, terms, background)
+    decision = court.decide()
+    flips = _flips(arms, terms, background, decision)
+    said = [reasons.flips(flip, decision.verdict, decision.arm) for flip in flips]
+    if decision.verdict == "adopt":
+        said += [reasons.no_seeds(name) for name in background.no_more_seeds]
+    if not said:
+        return decision
+    meanwhile = court.meanwhile()
+    return replace(
+        decision,
+        verdict="inconclusive",
+        arm=meanwhile.name if meanwhile else None,
+        fine_tune=False,
+        because=(*said, *decision.because),
+        out_of_time=(*decision.out_of_time, *background.no_more_seeds),
+        flips=tuple(flips),
+    )
+
+
+def _flips(
+    arms: Sequence[ArmEvidence], terms: Terms, background: Background, decision: Decision
+) -> list[dict[str, Any]]:
+    """What other seeds would have had adopted, where that is not what was."""
+    found = []
+    for arm in arms:
+        for number, other in enumerate(arm.seeds, 1):
+            others = [other if each is arm else each for each in arms]
+            again = _Court(others, terms, background).decide()
+            if _adopted(again) != _adopted(decision):
+                found.append(
+                    {
+                        "arm": arm.name,
+                        "seed": number,
+                        "score": other.score,
+                        "verdict": again.verdict,
+                        "adopts": _adopted(again),
+                    }
+                )
+    return found
+
+
+def _adopted(decision: Decision) -> str | None:
+    return decision.arm if decision.verdict == "adopt" else None
 
 
 class _Court:
@@ -63,12 +104,9 @@ class _Court:
         self,
         arms: Sequence[ArmEvidence],
         terms: Terms,
-        not_measured: tuple[tuple[str, str], ...],
-        out_of_time: tuple[str, ...],
+        background: Background,
     ) -> None:
-        self.terms = terms
-        self.out_of_time = out_of_time
-        self.not_measured = not_measured
+        self.terms, self.background = terms, background
         self.results = self._judge(arms)
         self.measured = [arm for arm in self.results if arm.score is not None]
         self.untrained = [arm for arm in self.measured if not arm.trained]
@@ -109,7 +147,11 @@ class _Court:
             for arm in ranked
         ]
 
-    def decide(self, spent: dict[str, Any], seal: dict[str, Any]) -> Decision:
+    def meanwhile(self) -> ArmResult | None:
+        """What to use before the question is settled."""
+        return self._cheapest(self.untrained)[0] if self.untrained else None
+
+    def decide(self) -> Decision:
         verdict, chosen = self._verdict()
         rival = self._rival()
         detectable = None
@@ -124,16 +166,34 @@ class _Court:
             because=tuple(self.because),
             arms=tuple(self.results),
             best_untrained=self.best_untrained,
-            not_measured=self.not_measured,
+            not_measured=self.background.not_measured,
             out_of_time=(
                 *(arm.name for arm in self.trained if arm.evidence.cut_short),
-                *self.out_of_time,
+                *self.background.out_of_time,
             ),
             smallest_detectable_difference=detectable,
             break_even_requests=paid_back,
             rows_needed=self.needed,
-            spent=spent,
-            seal=seal,
+            background=self.background,
+            debt=self._debt(chosen, detectable),
+            rules=tuple(self._rules(paid_back)),
+        )
+
+    def _debt(self, chosen: ArmResult | None, detectable: float | None) -> dict[str, Any] | None:
+        if chosen is None:
+            return None
+        diagnosis = self.background.diagnosis
+        facts = bool(diagnosis and diagnosis["needs"] == "facts")
+        return debt(chosen, self.measured, self.terms, detectable=detectable, facts=facts)
+
+    def _rules(self, paid_back: int | None) -> list[dict[str, Any]]:
+        diagnosis = self.background.diagnosis
+        return rules(
+            self.results,
+            self.terms,
+            facts_share=diagnosis["knowledge_share"] if diagnosis else None,
+            break_even=paid_back,
+            test_given=self.terms.test_given,
         )
 
     def _verdict(self) -> tuple[Verdict, ArmResult | None]:
@@ -158,8 +218,10 @@ class _Court:
         ]
         if undecided:
             return self._ask_for_rows(undecided[0]), self._cheapest(self.untrained)[0]
-        if not self.trained:
-            self.because.append(reasons.no_trained_arm(self.not_measured))
+        for stop in self.background.stopped:
+            self.because.append(reasons.stopped(stop))
+        if not self.trained and not self.background.stopped:
+            self.because.append(reasons.no_trained_arm(self.background.not_measured))
         for arm in self.trained:
             if arm.delta:
                 self.because.append(
@@ -244,9 +306,9 @@ class _Court:
                     arm.name, str(arm.evidence.cut_short), self.untrained[0].name, arm.delta
                 )
             )
-        for name in self.out_of_time:
+        for name in self.background.out_of_time:
             self.because.append(reasons.no_time(name))
-        return bool(cut or self.out_of_time)
+        return bool(cut or self.background.out_of_time)
 
     def _ask_for_rows(self, arm: ArmResult) -> Verdict:
         """Say that the test cannot tell about its most promising arm, and what would."""
@@ -292,6 +354,8 @@ class _Court:
                 reasons.detectable(rows, detectable, rival.name, self.best_untrained)
             )
         self._say_what_grammar_gives()
+        self._say_what_rows_ask_for()
+        self._say_what_seeds_and_probe_showed()
         if not self.terms.reads_references and self.measured:
             self.because.append(reasons.form_only(len(self.measured[0].evidence.scored)))
         if self.trained and self.untrained:
@@ -330,6 +394,22 @@ class _Court:
             left = best.evidence.against(held.evidence, self.terms.seed)
             if left and left.value > 0 and held.name != self.best_untrained:
                 self.because.append(reasons.beyond_form(best.name, held.name, left))
+
+    def _say_what_rows_ask_for(self) -> None:
+        """Fine-tuning to add facts is the classic mistake."""
+        diagnosis = self.background.diagnosis
+        if diagnosis and diagnosis["needs"] != "form":
+            self.because.append(reasons.knowledge(diagnosis["knowledge_share"], diagnosis["needs"]))
+
+    def _say_what_seeds_and_probe_showed(self) -> None:
+        for arm in self.trained:
+            scores = [arm.score, *(other.score for other in arm.evidence.seeds)]
+            known = [score for score in scores if score is not None]
+            if len(known) > 1:
+                self.because.append(reasons.seeds(arm.name, known))
+            lost = arm.evidence.forgotten
+            if lost and lost["interval"][1] < 0:
+                self.because.append(reasons.forgot(arm.name, lost))
 
     def _add_break_even(self, chosen: ArmResult | None) -> int | None:
         trained = chosen if chosen and chosen.trained else self.trained[0]

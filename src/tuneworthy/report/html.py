@@ -143,6 +143,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "config": records.config,
         "decision": decision,
         "finished": decision is not None,
+        "noise": [],
         "split_sizes": split_sizes,
         "dropped": drops(records.ledger),
         "kept": sum(1 for line in records.ledger if line["split"]),
@@ -182,6 +183,9 @@ def _verdict(decision: dict[str, Any]) -> dict[str, Any]:
         "next_step": words.next_step(decision),
         "break_even": words.break_even(decision),
         "figures": _figures(decision),
+        "noise": words.noise(decision),
+        "debt_names": words.DEBT,
+        "debts": _debts(decision["debt"]),
         "charts": {
             "arms": _both(charts.arms_chart, arms, adopted),
             "differences": _both(
@@ -194,6 +198,11 @@ def _verdict(decision: dict[str, Any]) -> dict[str, Any]:
             "cost": _both(charts.cost_chart, arms, adopted),
         },
     }
+
+
+def _debts(debt: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The recommended arm first, then its alternatives."""
+    return [(debt["arm"], debt), *debt["alternatives"].items()] if debt else []
 
 
 def _both(draw: Any, *arguments: Any) -> dict[str, str] | None:

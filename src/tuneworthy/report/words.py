@@ -8,6 +8,9 @@ from tuneworthy.report import numbers
 
 BADGES = {"adopt": "Adopt", "collect-data": "Collect data", "inconclusive": "Inconclusive"}
 
+DEBT = ("detectability", "effort", "burden", "trap")
+"""The scores of `debt`, each from 1 to 9."""
+
 Decision = dict[str, Any]
 """The content of `decision.json`."""
 
@@ -46,6 +49,9 @@ def verdict_line(decision: Decision) -> str:
 
 def confidence(decision: Decision) -> Confidence:
     """How sure the verdict is, from the trained arms' differences to the best untrained arm."""
+    if decision["flips"]:
+        count = len(decision["flips"])
+        return Confidence("Low", f"{count} other training seeds would have had it otherwise.")
     if decision["verdict"] == "inconclusive" and decision["out_of_time"]:
         return Confidence(
             "Low", f"The budget ran out before {', '.join(decision['out_of_time'])} was done."
@@ -83,6 +89,13 @@ def _confidence_in_training(decision: Decision) -> Confidence:
 
 def _confidence_against_training(decision: Decision) -> Confidence:
     trained = [arm for arm in decision["arms"] if arm["trained"]]
+    if not trained and decision["stopped"]:
+        highest = max(stop["chance"] for stop in decision["stopped"])
+        return Confidence(
+            "Good",
+            "Every trained arm was stopped by its forecast; the best of them had a chance of "
+            f"{highest:.1%} to come near enough (estimate).",
+        )
     if not trained:
         return Confidence("Limited", "No trained arm was measured in this run.")
     highs = [_upper(arm) for arm in trained]
@@ -123,6 +136,32 @@ def break_even(decision: Decision) -> str:
     return "never, at these costs" if requests is None else f"{numbers.count(requests)} requests"
 
 
+def noise(decision: Decision) -> list[str]:
+    """How much scores vary with what should not matter: seeds, wording, order of examples."""
+    said = []
+    for arm in decision["arms"]:
+        seeds, spread, lost = arm["seeds"], arm["spread"], arm["forgotten"]
+        if seeds:
+            each = ", ".join(numbers.score(score) for score in seeds["scores"])
+            said.append(
+                f"{arm['arm']}: {len(seeds['scores'])} trainings that differ in their seed alone score "
+                f"{each} on the sealed rows (standard deviation {numbers.score(seeds['sd'])})."
+            )
+        if spread:
+            said.append(
+                f"{arm['arm']}: {spread['of']} moves the score on dev by a standard deviation of "
+                f"{numbers.score(spread['sd'])} ({spread['n']} tried)."
+            )
+        if lost:
+            said.append(
+                f"{arm['arm']}: right on {numbers.share(lost['trained'])} of {lost['questions']} "
+                f"general questions, its base on {numbers.share(lost['base'])} (difference "
+                f"{numbers.signed(lost['difference'])}, 95 % interval "
+                f"{numbers.signed_interval(lost['interval'])})."
+            )
+    return said
+
+
 def next_step(decision: Decision) -> str:
     """What a person does now, one sentence."""
     arm = decision["arm"]
@@ -130,6 +169,11 @@ def next_step(decision: Decision) -> str:
         return f"The trained weights are in arms/{arm}/model/ of the run folder."
     if decision["verdict"] == "adopt":
         return f"What {arm} was built from stands in arms/{arm}/fit.json of the run folder."
+    if decision["flips"]:
+        return (
+            "Add training rows and decide again; until then seeds decide, and "
+            f"{arm or 'an arm without training'} does not depend on them."
+        )
     if decision["verdict"] == "inconclusive" and decision["out_of_time"]:
         return "Give it more time, and it continues here: tuneworthy decide --budget 30m"
     rows = decision["rows_needed"]

@@ -14,19 +14,24 @@ from tuneworthy import store
 from tuneworthy.arms import ARMS, Arm, Fitted
 from tuneworthy.arms.base import describe_grammar
 from tuneworthy.arms.recipe import FittedRecipe
+from tuneworthy.arms.training import Trained
 from tuneworthy.config import Project
 from tuneworthy.data import ledger
 from tuneworthy.data.seal import Seal
 from tuneworthy.data.split import Splits
 from tuneworthy.decision import cost
 from tuneworthy.decision.evidence import ArmEvidence
-from tuneworthy.decision.records import Terms
+from tuneworthy.decision.records import Background, Terms
 from tuneworthy.decision.rule import decide as judge
 from tuneworthy.engine import launched
 from tuneworthy.errors import ProjectError, StorageError, TrainingDiverged
 from tuneworthy.report import html
 from tuneworthy.store import RunFolder
+from tuneworthy.workflows import learning, spending
+from tuneworthy.workflows.diagnosing import diagnosis
+from tuneworthy.workflows.forgetting import forgotten, probe
 from tuneworthy.workflows.measure import PeakMemory, measure
+from tuneworthy.workflows.repeating import narrow, repeat
 from tuneworthy.workflows.session import Listener, Session, open_session
 
 OVER_BUDGET = "the budget"
@@ -49,6 +54,8 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
     with open_session(project, listener=listener, fresh=fresh) as session:
         not_measured: list[dict[str, str]] = []
         for arm in session.asked_for():
+            if arm.trained:
+                diagnosis(session)
             reason = _visit(session, arm)
             if reason is not None:
                 not_measured.append({"arm": arm.name, "reason": reason})
@@ -60,7 +67,24 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
                 where="arms",
                 hint="arms: auto tries them all",
             )
-        return finish(session, not_measured)
+        return finish(session, not_measured, _look_closer(session, not_measured))
+
+
+def _look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> list[str]:
+    """Other seeds where it is close, and what was forgotten; arms that there was no time for."""
+    deadline, late = _training_deadline(session), []
+    decision = decision_from(session.folder, session.project, session.rows, not_measured)
+    for arm in decision["arms"]:
+        wanted = session.project.exhaustive or narrow(arm, session.project.margin)
+        if arm["trained"] and wanted:
+            reason = repeat(session, arm["arm"], deadline)
+            if reason is not None:
+                session.say(reason)
+                late.append(arm["arm"])
+    for arm in decision["arms"]:
+        if arm["trained"] and (deadline is None or time.monotonic() < deadline):
+            probe(session, arm["arm"])
+    return late
 
 
 def _visit(session: Session, arm: Arm) -> str | None:
@@ -72,6 +96,14 @@ def _visit(session: Session, arm: Arm) -> str | None:
     reason = _too_late(session, arm)
     if reason is not None:
         return reason
+    if isinstance(arm, Trained) and not session.folder.fit(arm.name).exists():
+        try:
+            reason = _stopped(session, arm)
+        except TrainingDiverged as error:
+            reason = f"{error.what}; {error.hint}"
+        reason = reason or _too_late(session, arm)
+        if reason is not None:
+            return reason
     try:
         fitted = fit_arm(session, arm)
     except TrainingDiverged as error:
@@ -79,6 +111,13 @@ def _visit(session: Session, arm: Arm) -> str | None:
         return f"{error.what}; {error.hint}"
     measure(session, arm.name, fitted)
     return None
+
+
+def _stopped(session: Session, arm: Trained) -> str | None:
+    """Why its learning curve says that the arm need not be trained on all rows."""
+    if session.project.exhaustive:
+        return None
+    return learning.try_on_parts(session, arm, _training_deadline(session))
 
 
 def cut_short(record: dict[str, Any]) -> str | None:
@@ -148,9 +187,13 @@ def _too_late(session: Session, arm: Arm) -> str | None:
     return f"{OVER_BUDGET} of {session.project.budget:.0f} s was used up before it"
 
 
-def finish(session: Session, not_measured: Sequence[dict[str, str]]) -> RunFolder:
+def finish(
+    session: Session, not_measured: Sequence[dict[str, str]], no_more_seeds: Sequence[str] = ()
+) -> RunFolder:
     """Write decision.json and the report from what is stored."""
-    decision = decision_from(session.folder, session.project, session.rows, not_measured)
+    decision = decision_from(
+        session.folder, session.project, session.rows, not_measured, no_more_seeds
+    )
     store.write_json(session.folder.decision, decision)
     store.write_text(session.folder.report, html.render(session.folder))
     session.journal("decided", {"verdict": decision["verdict"], "arm": decision["arm"]})
@@ -162,55 +205,68 @@ def decision_from(
     project: Project,
     rows: Splits,
     not_measured: Sequence[dict[str, str]],
+    no_more_seeds: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The decision as a pure function of the run folder: no model is loaded."""
     config = store.read_json(folder.config)
-    seal = store.read_json(folder.seal)
     evidence = [
         arm_evidence(folder, project, rows, name, graded=config["metric"]["graded"])
         for name in ARMS
         if is_measured(folder, name)
     ]
-    seconds = sum(
-        store.read_json(path)["seconds"]
-        for name in folder.arms
-        for path in (folder.fit(name), folder.measured(name))
-        if path.exists()
+    terms = Terms(
+        task=project.task,
+        base_name=config["base"]["name"],
+        base_sha256=config["base"]["sha256"],
+        metric=config["metric"]["name"],
+        margin=project.margin,
+        requests_per_month=project.requests_per_month,
+        train_rows=len(rows.train),
+        rows_kept=_usable_rows(folder),
+        test_given=isinstance(project.data.test, str),
+        reads_references=config["metric"]["reads_references"],
+        seed=project.seed,
     )
-    skipped_for_time = any(item["reason"].startswith(OVER_BUDGET) for item in not_measured)
     return judge(
-        evidence,
-        Terms(
-            task=project.task,
-            base_name=config["base"]["name"],
-            base_sha256=config["base"]["sha256"],
-            metric=config["metric"]["name"],
-            margin=project.margin,
-            requests_per_month=project.requests_per_month,
-            train_rows=len(rows.train),
-            rows_kept=_usable_rows(folder),
-            reads_references=config["metric"]["reads_references"],
-            seed=project.seed,
-        ),
-        not_measured=[(item["arm"], item["reason"]) for item in not_measured],
-        out_of_time=[
-            item["arm"]
-            for item in not_measured
-            if item["reason"].startswith(OVER_BUDGET) and ARMS[item["arm"]].trained
-        ],
+        evidence, terms, _background(folder, project, rows, evidence, not_measured, no_more_seeds)
+    ).to_json()
+
+
+def _background(
+    folder: RunFolder,
+    project: Project,
+    rows: Splits,
+    evidence: Sequence[ArmEvidence],
+    not_measured: Sequence[dict[str, str]],
+    no_more_seeds: Sequence[str],
+) -> Background:
+    seal = store.read_json(folder.seal)
+    late = [item["arm"] for item in not_measured if item["reason"].startswith(OVER_BUDGET)]
+    stops = learning.stops(folder)
+    applying = [arm.name for arm in evidence] + [stop.arm for stop in stops] + late
+    return Background(
+        spent={
+            "seconds": spending.seconds(folder),
+            "usd": sum(e.fit_usd for e in evidence)
+            + sum(e.usd_per_1k_requests * len(e.ids) / 1000 for e in evidence),
+            "exhaustive_seconds_estimate": spending.exhaustive_seconds(
+                folder, applying, len(rows.train)
+            ),
+            "by": spending.pieces(folder),
+        },
         seal={
             "sha256": seal["sha256"],
             "rows": seal["rows"],
             "openings": len(seal["openings"]),
             "opened_after_results": Seal(folder.seal).after_results,
         },
-        spent={
-            "seconds": seconds,
-            "usd": sum(e.fit_usd for e in evidence)
-            + sum(e.usd_per_1k_requests * len(e.ids) / 1000 for e in evidence),
-            "exhaustive_seconds_estimate": None if skipped_for_time else seconds,
-        },
-    ).to_json()
+        not_measured=tuple((item["arm"], item["reason"]) for item in not_measured),
+        out_of_time=tuple(name for name in late if ARMS[name].trained),
+        stopped=tuple(asdict(stop) for stop in stops),
+        no_more_seeds=tuple(no_more_seeds),
+        diagnosis=store.read_json(folder.diagnosis) if folder.diagnosis.exists() else None,
+        forecasts=tuple(learning.forecasts(folder, len(rows.train), len(rows.test))),
+    )
 
 
 def _usable_rows(folder: RunFolder) -> int:
@@ -220,13 +276,23 @@ def _usable_rows(folder: RunFolder) -> int:
 
 
 def arm_evidence(
-    folder: RunFolder, project: Project, rows: Splits, name: str, *, graded: bool
+    folder: RunFolder,
+    project: Project,
+    rows: Splits,
+    name: str,
+    *,
+    graded: bool,
+    place: str | None = None,
 ) -> ArmEvidence:
-    """What the decision knows of one arm, from its files."""
-    fit = store.read_json(folder.fit(name))
-    measured = store.read_json(folder.measured(name))
+    """What the decision knows of one arm, from its files.
+
+    `place`: where these lie, for one of the arm's other seeds.
+    """
+    at = place or name
+    fit = store.read_json(folder.fit(at))
+    measured = store.read_json(folder.measured(at))
     # The last record of a row counts; rows in the order of the sealed set.
-    latest = {record["id"]: record for record in store.read_jsonl(folder.predictions(name))}
+    latest = {record["id"]: record for record in store.read_jsonl(folder.predictions(at))}
     records = [latest[example.id] for example in rows.test]
     answered = [record for record in records if record["failure"] is None]
     prompt_tokens = tuple(int(record["prompt_tokens"]) for record in answered)
@@ -260,7 +326,16 @@ def arm_evidence(
         memory_peak_bytes=max(memory) or None,
         graded=graded,
         cut_short=cut_short(fit),
-        without_grammar=_without_grammar(folder, fit),
+        without_grammar=_without_grammar(folder, fit) if place is None else None,
+        seeds=()
+        if place is not None
+        else tuple(
+            arm_evidence(folder, project, rows, name, graded=graded, place=seed)
+            for seed in spending.seeds(folder, name)
+            if is_measured(folder, seed)
+        ),
+        forgotten=forgotten(folder, name, project.seed) if place is None else None,
+        spread=fit.get("spread"),
     )
 
 
@@ -298,7 +373,9 @@ def rebuild(folder: RunFolder, project: Project) -> dict[str, Any]:
     ]
     unique = list({item["arm"]: item for item in skipped}.values())
     unique = [item for item in unique if not is_measured(folder, item["arm"])]
-    decision = decision_from(folder, project, rows, unique)
+    before = store.read_json(folder.decision) if folder.decision.exists() else None
+    late = before["no_more_seeds"] if before else ()
+    decision = decision_from(folder, project, rows, unique, late)
     store.write_json(folder.decision, decision)
     store.write_text(folder.report, html.render(folder))
     return decision

@@ -34,6 +34,7 @@ from tuneworthy.retrieval.index import Index
 from tuneworthy.retrieval.load import Document, load_documents
 from tuneworthy.store import Journal, RunFolder
 from tuneworthy.types import Base, Decoding, Embedder, Engine, Example, Grammar, Metric
+from tuneworthy.workflows import spending
 
 PACKAGES = (
     "torch",
@@ -51,6 +52,7 @@ JUDGING_SETTINGS = (
     "arms",
     "budget",
     "endpoint.",
+    "exhaustive",
     "margin",
     "parallel",
     "prices.",
@@ -107,6 +109,12 @@ class Session:
         return Index.build(passages, self._embedder, self.project.folder / "runs" / ".index")
 
     @cached_property
+    def _reflector(self) -> Engine:
+        project = self.project
+        named, folder = str(project.system_prompt.reflect), project.folder
+        return open_engine(named, folder, self.say, "auto", project.endpoint, project.prices)
+
+    @cached_property
     def kitchen(self) -> Kitchen:
         return Kitchen(
             engine=self.engine,
@@ -114,12 +122,25 @@ class Session:
             train=self.rows.train,
             embedder=lambda: self._embedder,
             search=(lambda: self._index) if self.documents else None,
+            reflector=(lambda: self._reflector) if self.project.system_prompt.reflect else None,
         )
 
-    def task(self, arm: str, deadline: float | None = None) -> Task:
-        """What an arm's fit may see: no test row."""
+    @property
+    def needs(self) -> str | None:
+        """What the diagnosis says that the rows need; None before it."""
+        path = self.folder.diagnosis
+        return store.read_json(path)["needs"] if path.exists() else None
+
+    def task(self, arm: str, deadline: float | None = None, *, seed: int | None = None) -> Task:
+        """What an arm's fit may see: no test row. `arm` is where its files lie.
+
+        `seed`: another one than the project's, for training again.
+        """
+        project = self.project
+        if seed is not None:
+            project = project.model_copy(update={"seed": seed})
         task = Task(
-            project=self.project,
+            project=project,
             kitchen=self.kitchen,
             train=self.rows.train,
             dev=self.rows.dev,
@@ -128,8 +149,9 @@ class Session:
             report=self.journal,
             fitted={name: r for name in ARMS if (r := self.fit_record(name)) is not None},
             deadline=deadline,
+            needs=self.needs,
         )
-        if not self.project.grammar.holds(arm):
+        if not self.project.grammar.holds(arm.partition("/")[0]):
             return task
         decoding = replace(self.decoding, grammar=task.grammar)
         return replace(task, kitchen=replace(self.kitchen, decoding=decoding))
@@ -223,7 +245,7 @@ def open_session(
         lock=lock,
         resumed=resumed,
         documents=loaded.documents,
-        spent_before=_spent(folder) if resumed else 0.0,
+        spent_before=spending.seconds(folder) if resumed else 0.0,
     )
 
 
@@ -393,13 +415,3 @@ def _same(project: Project, digest: str) -> RunFolder | None:
         if store.read_json(run.config)["digest"] == digest:
             return run
     return None
-
-
-def _spent(folder: RunFolder) -> float:
-    """Seconds already worked on the arms that are done."""
-    seconds = 0.0
-    for arm in folder.arms:
-        for path in (folder.fit(arm), folder.measured(arm)):
-            if path.exists():
-                seconds += store.read_json(path)["seconds"]
-    return seconds

@@ -1,0 +1,176 @@
+"""Knowledge or behaviour: do the rows ask for facts that a model must know, or for a form?
+
+A pure function of what was found on dev rows. The four kinds of knowledge are those of Gekhman et
+al. (2024), "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?" (arXiv 2405.05904):
+a row is known if every few-shot prompt brings the right answer, maybe known if some do, weakly
+known if only sampling does, else unknown. See docs/concepts/knowledge.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Needs = Literal["facts", "form", "both"]
+RIGHT = 0.5
+"""A score from here on counts as a right answer."""
+FOREIGN_WORDS = 0.5
+"""A row whose content words come from nowhere near by to this share asks for facts."""
+FACTS, FORM = 0.6, 0.2
+"""Shares of such rows at which the task is one of facts, or one of form."""
+UNKNOWN_HARMS = 0.3
+"""Share of unknown rows from which training to the end is warned of."""
+_WORD = re.compile(r"\w+(?:[.,]\d+)*")
+_SHORTEST = 4
+"""Letters; shorter words are mostly grammar. Digits count at any length."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowDiagnosis:
+    """What one dev row showed. Scores are None where that was not tried."""
+
+    foreign_words: float
+    """Share of the completion's content words that neither the prompt nor like rows have."""
+    in_documents: bool | None
+    """Whether some passage has those words; None without documents."""
+    greedy: tuple[float, ...]
+    """Scores of closed-book answers under several few-shot prompts."""
+    sampled: tuple[float, ...]
+    retrieved: bool | None = None
+    """Whether the first passages that retrieval finds hold the answer."""
+    given: float | None = None
+    """Score when the passage that holds the answer is given."""
+    bare: float | None = None
+    """Score of the same prompt without it."""
+
+    @property
+    def category(self) -> str:
+        right = [score >= RIGHT for score in self.greedy]
+        if right and all(right):
+            return "known"
+        if any(right):
+            return "maybe known"
+        if any(score >= RIGHT for score in self.sampled):
+            return "weakly known"
+        return "unknown"
+
+    @property
+    def asks_for_facts(self) -> bool:
+        return self.foreign_words >= FOREIGN_WORDS and self.category != "known"
+
+
+def content_words(text: str) -> list[str]:
+    """Numbers, and words of four letters and more, case folded."""
+    found = [word.casefold() for word in _WORD.findall(text.replace("_", " "))]
+    return [word for word in found if len(word) >= _SHORTEST or word[0].isdigit()]
+
+
+def foreign_words(completion: str, prompt: str, neighbours: Iterable[str]) -> float:
+    """Share of the completion's content words that are in neither the prompt nor a neighbour.
+
+    Neighbours are completions of the training rows whose prompts are most alike: words that
+    belong to the form, and labels, stand there, while another row's facts do not help. A word of
+    the prompt counts wherever it stands, inside an identifier too.
+    """
+    wanted = content_words(completion)
+    if not wanted:
+        return 0.0
+    asked = prompt.casefold()
+    near = {word for text in neighbours for word in content_words(text)}
+    return sum(word not in asked and word not in near for word in wanted) / len(wanted)
+
+
+def holds(passage: str, completion: str) -> bool:
+    """Whether a passage has every content word of a completion."""
+    there = set(content_words(passage))
+    wanted = content_words(completion)
+    return bool(wanted) and all(word in there for word in wanted)
+
+
+def diagnose(rows: Sequence[RowDiagnosis], *, documents: bool) -> dict[str, Any]:
+    """The `diagnosis` of decision.json: shares, what the rows need, and a sentence for each."""
+    n = len(rows)
+    share = _share(rows, [row.asks_for_facts for row in rows])
+    assert share is not None
+    needs: Needs = "facts" if share >= FACTS else "form" if share <= FORM else "both"
+    kinds = ("known", "maybe known", "weakly known", "unknown")
+    categories = {kind: sum(row.category == kind for row in rows) / n for kind in kinds}
+    held = _share(rows, [row.in_documents for row in rows])
+    recall = _share(rows, [row.retrieved for row in rows if row.in_documents])
+    pairs = [(r.given, r.bare) for r in rows if r.given is not None and r.bare is not None]
+    gain = sum(given - bare for given, bare in pairs) / len(pairs) if pairs else None
+    found: dict[str, Any] = {
+        "rows": n,
+        "knowledge_share": share,
+        "needs": needs,
+        "categories": categories,
+        "foreign_words": sum(row.foreign_words for row in rows) / n,
+        "in_documents": held,
+        "retrieval_recall": recall,
+        "passage_gain": gain,
+        "passage_rows": len(pairs),
+        "route": _route(needs, documents),
+    }
+    return {**found, "evidence": _evidence(found, documents)}
+
+
+def _share(rows: Sequence[RowDiagnosis], flags: Sequence[bool | None]) -> float | None:
+    known = [flag for flag in flags if flag is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _route(needs: Needs, documents: bool) -> list[str]:
+    """Arms to look to; what they are worth is measured, never inferred."""
+    facts = ["rag"] if documents else []
+    form = ["constrained", "few-shot", "lora"]
+    return {"facts": facts, "form": form, "both": ["rag+lora", *facts] if documents else form}[
+        needs
+    ]
+
+
+def _evidence(found: dict[str, Any], documents: bool) -> list[str]:
+    kinds = found["categories"]
+    said = [
+        f"{found['foreign_words']:.0%} of the content words of {found['rows']} dev completions are "
+        "in neither their prompts nor the completions of the training rows most like them.",
+        "Closed-book, with examples in the prompt: "
+        + ", ".join(f"{share:.0%} {kind}" for kind, share in kinds.items())
+        + " (known: right under every prompt; unknown: under none, sampling included).",
+        f"{found['knowledge_share']:.0%} of the rows ask for facts that the model does not have at "
+        "hand: at least half of their content words are such words, and they are not known.",
+    ]
+    if found["in_documents"] is not None:
+        said.append(f"The documents hold the answer of {found['in_documents']:.0%} of the rows.")
+    if found["retrieval_recall"] is not None:
+        said.append(
+            f"Retrieval finds it among its first passages for {found['retrieval_recall']:.0%} of "
+            "those."
+        )
+    if found["passage_gain"] is not None:
+        sign = "more" if found["passage_gain"] >= 0 else "less"
+        said.append(
+            f"With the passage that holds the answer in the prompt, {found['passage_rows']} rows "
+            f"score {abs(found['passage_gain']):.3f} {sign} than without."
+        )
+    said.append(_advice(found["needs"], documents))
+    if found["needs"] != "form" and kinds["unknown"] >= UNKNOWN_HARMS:
+        said.append(
+            f"Training to the end on the {kinds['unknown']:.0%} unknown rows teaches a model to "
+            "answer what it does not know; stop early, or leave those rows out (Gekhman et al. 2024)."
+        )
+    return said
+
+
+def _advice(needs: Needs, documents: bool) -> str:
+    if needs == "form":
+        return "That is a matter of form: look to constrained, few-shot and lora."
+    if not documents:
+        return (
+            "That is knowledge, and there are no documents: name some in data.documents, for "
+            "training adds facts badly."
+        )
+    if needs == "facts":
+        return "That is a matter of facts: look to rag."
+    return "That is both: rag+lora is measured beside rag and lora."

@@ -1,0 +1,145 @@
+"""Gathers what `decision.diagnosis` judges: answers to a sample of dev rows, and where words stand."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tuneworthy import store
+from tuneworthy.arms.base import Task
+from tuneworthy.arms.recipe import (
+    Examples,
+    FittedRecipe,
+    NearestExamples,
+    Recipe,
+    with_passages,
+)
+from tuneworthy.decision.diagnosis import RowDiagnosis, diagnose, foreign_words, holds
+from tuneworthy.types import Answer, Example, Failure, Passage
+from tuneworthy.workflows.session import Session
+
+ROWS = 40
+"""Dev rows that are looked at."""
+PROMPTS, SAMPLES = 4, 2
+"""Few-shot prompts with greedy answers, and samples under the first of them."""
+SHOTS = 4
+TEMPERATURE = 0.5
+NEIGHBOURS = 10
+PASSAGES = 3
+"""First passages among which retrieval must find the answer."""
+ORACLE_DEPTH = 10
+"""Passages found with the answer's own words, among which one that holds it is looked for."""
+
+
+def diagnosis(session: Session) -> None:
+    """Write diagnosis.json, unless it is there or the time is up."""
+    if session.folder.diagnosis.exists():
+        return
+    began = time.monotonic()
+    if session.deadline is not None and began > session.deadline:
+        return
+    session.say("diagnosing what the rows ask for")
+    task = session.task("diagnosis")
+    rows = random.Random(session.project.seed).sample(task.dev, min(ROWS, len(task.dev)))
+    found = _Look(session, task, rows).rows()
+    record = diagnose(found, documents=bool(session.documents))
+    seconds = time.monotonic() - began
+    store.write_json(session.folder.diagnosis, {**record, "seconds": seconds})
+    session.journal("diagnosed", {key: record[key] for key in ("needs", "knowledge_share")})
+
+
+class _Look:
+    """One look at some dev rows."""
+
+    def __init__(self, session: Session, task: Task, rows: Sequence[Example]) -> None:
+        self.session, self.task, self.sample = session, task, rows
+        self.search = task.kitchen.search() if task.kitchen.search else None
+
+    def rows(self) -> list[RowDiagnosis]:
+        near = NearestExamples(self.task.train, self.task.kitchen.embedder())
+        neighbours = near.find([row.prompt for row in self.sample], NEIGHBOURS)
+        foreign = [
+            foreign_words(row.completion, row.text, [n.completion for n in few])
+            for row, few in zip(self.sample, neighbours)
+        ]
+        greedy = list(zip(*(self._closed_book(n, 0.0) for n in range(PROMPTS))))
+        sampled = list(zip(*(self._closed_book(n, TEMPERATURE) for n in range(SAMPLES))))
+        holding, retrieved = self._passages()
+        given, bare = self._with_answer_at_hand(holding)
+        return [
+            RowDiagnosis(
+                foreign_words=foreign[i],
+                in_documents=None if self.search is None else holding[i] is not None,
+                greedy=_known(greedy[i]),
+                sampled=_known(sampled[i]),
+                retrieved=retrieved[i],
+                given=given.get(i),
+                bare=bare.get(i),
+            )
+            for i in range(len(self.sample))
+        ]
+
+    def _closed_book(self, number: int, temperature: float) -> list[float | None]:
+        """Scores under the few-shot prompt of this number: examples, and no document."""
+        shots = min(SHOTS, len(self.task.train))
+        examples = Examples("random", shots, seed=self.session.project.seed + 1000 + number)
+        kitchen = self.task.kitchen
+        decoding = replace(kitchen.decoding, temperature=temperature, seed=number)
+        cook = replace(kitchen, decoding=decoding)
+        fitted = FittedRecipe(Recipe(system=self.task.system, examples=examples), cook)
+        self._tick(f"closed book, prompt {number + 1}")
+        return self._scores(range(len(self.sample)), fitted.answer([r.prompt for r in self.sample]))
+
+    def _passages(self) -> tuple[list[Passage | None], list[bool | None]]:
+        """For each row a passage that holds its answer, and whether retrieval finds one."""
+        if self.search is None:
+            return [None] * len(self.sample), [None] * len(self.sample)
+        asked = [row.prompt[-1].content for row in self.sample]
+        answered = [f"{text} {row.completion}" for text, row in zip(asked, self.sample)]
+        found = self.search.search(asked, PASSAGES)
+        deep = self.search.search(answered, ORACLE_DEPTH)
+        holding = [
+            next((p for p in (*first, *more) if holds(p.text, row.completion)), None)
+            for row, first, more in zip(self.sample, found, deep)
+        ]
+        retrieved: list[bool | None] = [
+            any(holds(p.text, row.completion) for p in first)
+            for row, first in zip(self.sample, found)
+        ]
+        return holding, retrieved
+
+    def _with_answer_at_hand(
+        self, holding: Sequence[Passage | None]
+    ) -> tuple[dict[int, float | None], dict[int, float | None]]:
+        """Scores with the passage that holds the answer and without it, by row."""
+        places = [i for i, passage in enumerate(holding) if passage is not None]
+        if not places:
+            return {}, {}
+        fitted = FittedRecipe(Recipe(system=self.task.system), self.task.kitchen)
+        plain = [self.sample[i].prompt for i in places]
+        found = [passage for passage in holding if passage is not None]
+        helped = [with_passages(prompt, [p]) for prompt, p in zip(plain, found)]
+        scores = []
+        for what, prompts in (("answer at hand", helped), ("without it", plain)):
+            self._tick(what)
+            scores.append(dict(zip(places, self._scores(places, fitted.answer(prompts)))))
+        return scores[0], scores[1]
+
+    def _scores(
+        self, places: Sequence[int], answers: Sequence[Answer | Failure]
+    ) -> list[float | None]:
+        return [
+            self.task.metric.score(answer.text, self.sample[i].completion).value
+            if isinstance(answer, Answer)
+            else None
+            for i, answer in zip(places, answers)
+        ]
+
+    def _tick(self, what: str) -> None:
+        self.session.say(f"diagnosis: {what}, {len(self.sample)} dev rows")
+
+
+def _known(scores: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(score for score in scores if score is not None)

@@ -1,0 +1,281 @@
+"""The learning curve: a trained arm is tried on some of the rows before all of them are paid for.
+
+Everything here is seen on dev rows. What is forecast is what the sealed rows will say.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneworthy import store
+from tuneworthy.arms import ARMS, Fitted
+from tuneworthy.arms.base import dev_scores, ticker
+from tuneworthy.arms.training import Trained
+from tuneworthy.decision.forecast import Forecast, Point, forecast
+from tuneworthy.store import RunFolder
+from tuneworthy.workflows.session import Session
+
+SHARES = (1 / 8, 1 / 4, 1 / 2)
+FEWEST_ROWS = 16
+"""No training on fewer rows: it would tell nothing."""
+CONFIDENCE = 0.95
+"""An arm is stopped when it cannot come within the margin of the best with this probability."""
+EVEN = 0.5
+"""At least as likely as not to come near the best: no further step could save anything."""
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why an arm is not trained on all rows: `stopped.json`."""
+
+    arm: str
+    at: float
+    """Share of the training rows that were tried."""
+    rows: int
+    all_rows: int
+    predicted: float
+    interval: tuple[float, float]
+    chance: float
+    """Of coming within the margin of the best arm so far, on dev."""
+    best: str
+    best_score: float
+    margin: float
+
+    @property
+    def reason(self) -> str:
+        low, high = self.interval
+        return (
+            f"{STOPPED} after {self.rows:,} of {self.all_rows:,} rows: the forecast for all of them "
+            f"is {self.predicted:.3f} on dev (80 % band {low:.3f} to {high:.3f}, estimate), and "
+            f"{self.best} has {self.best_score:.3f}"
+        )
+
+
+def curve_file(folder: RunFolder, arm: str) -> Path:
+    return folder.arm(arm) / "curve.jsonl"
+
+
+def stop_file(folder: RunFolder, arm: str) -> Path:
+    return folder.arm(arm) / "stopped.json"
+
+
+def stops(folder: RunFolder) -> list[Stop]:
+    """The arms that their forecasts stopped and that were not trained to the end since."""
+    found = []
+    for name in ARMS:
+        path = stop_file(folder, name)
+        if path.exists() and not folder.fit(name).exists():
+            record = store.read_json(path)
+            found.append(Stop(**{**record, "interval": tuple(record["interval"])}))
+    return found
+
+
+def try_on_parts(session: Session, arm: Trained, deadline: float | None) -> str | None:
+    """Train on an eighth, a quarter, half of the rows; why the arm was stopped, None if it was not.
+
+    Steps that an interrupted run has done are not done again; whether they stop the arm is judged
+    anew, as the margin and the arms beside it may be others now.
+    """
+    stop_file(session.folder, arm.name).unlink(missing_ok=True)
+    best = best_on_dev(session, but=arm.name)
+    if best is None:
+        return None
+    known = {record["rows"]: record for record in _curve(session.folder, arm.name)}
+    total = len(session.rows.train)
+    for share in SHARES:
+        rows = round(share * total)
+        if rows < FEWEST_ROWS:
+            continue
+        if deadline is not None and time.monotonic() > deadline:
+            return None  # the caller says that there was no time
+        if rows not in known:
+            record = {"share": share, **arm.step(session.task(arm.name, deadline), rows)}
+            if record["stopped"] == "deadline":
+                return None
+            store.append_jsonl(curve_file(session.folder, arm.name), [record])
+            known[rows] = record
+        points = [known[n] for n in sorted(known) if n <= rows]
+        chance = _judged(session, arm.name, points, share, best)
+        if isinstance(chance, Stop):
+            store.write_json(stop_file(session.folder, arm.name), asdict(chance))
+            return chance.reason
+        if chance is not None and chance >= EVEN:
+            return None
+    return None
+
+
+def _judged(
+    session: Session,
+    arm: str,
+    points: Sequence[dict[str, Any]],
+    share: float,
+    best: tuple[str, Sequence[float | None]],
+) -> Stop | float | None:
+    """A stop, or the chance to come within the margin of the best; None for unknown."""
+    name, theirs = best
+    total, margin = len(session.rows.train), session.project.margin
+    expected = forecast([_point(record, theirs) for record in points], total)
+    level = _mean(theirs)
+    shown = f"{arm} on {points[-1]['rows']} rows: {_mean(points[-1]['dev_scores']):.3f} on dev"
+    if expected is None:
+        session.say(f"{shown}; too early for a forecast")
+        return None
+    chance = expected.chance_of(level - margin)
+    low, high = expected.interval
+    session.say(
+        f"{shown}; forecast for {total:,} rows {expected.predicted:.3f} "
+        f"[{low:.3f}, {high:.3f}] (estimate), {name} has {level:.3f}"
+    )
+    if chance >= 1 - CONFIDENCE:
+        return chance
+    return Stop(
+        arm=arm,
+        at=share,
+        rows=points[-1]["rows"],
+        all_rows=total,
+        predicted=expected.predicted,
+        interval=expected.interval,
+        chance=chance,
+        best=name,
+        best_score=level,
+        margin=margin,
+    )
+
+
+def best_on_dev(session: Session, but: str) -> tuple[str, Sequence[float | None]] | None:
+    """The fitted arm with the highest score on dev, and its scores row by row."""
+    scored: dict[str, Sequence[float | None]] = {}
+    for name in ARMS:
+        if name != but and session.folder.measured(name).exists():
+            scored[name] = scores_on_dev(session, name)
+    if not scored:
+        return None
+    name = max(scored, key=lambda n: _mean(scored[n]))
+    return name, scored[name]
+
+
+def scores_on_dev(session: Session, name: str) -> Sequence[float | None]:
+    """A fitted arm's score on each dev row; answered now if fitting it did not."""
+    path = session.folder.arm(name) / "dev.json"
+    record = session.fit_record(name)
+    assert record
+    if record.get("dev_scores"):
+        return record["dev_scores"]
+    if not path.exists():
+        began, task = time.monotonic(), session.task(name)
+        fitted: Fitted = ARMS[name].restore(task, record)
+        tick = ticker(session.journal, name, "answering dev", len(task.dev))
+        scores = dev_scores(task, fitted.answer([e.prompt for e in task.dev], tick))
+        store.write_json(path, {"scores": list(scores), "seconds": time.monotonic() - began})
+    scores_found: list[float | None] = store.read_json(path)["scores"]
+    return scores_found
+
+
+def forecasts(folder: RunFolder, train_rows: int, test_rows: int) -> list[dict[str, Any]]:
+    """Every forecast that the learning curves allow, of score and loss, with what came true.
+
+    Recomputed from the curves: at each step for all rows, and at the end for four times as many.
+    """
+    found = []
+    for name in ARMS:
+        curve = _curve(folder, name)
+        if not curve:
+            continue
+        outcome = _outcome(folder, name)
+        for last in range(1, len(curve)):
+            found += _forecast_both(name, curve[: last + 1], train_rows, test_rows, outcome)
+        if outcome["score"] is not None:
+            whole = {
+                "share": 1.0,
+                "rows": train_rows,
+                "dev_scores": outcome["dev_scores"],
+                "dev_loss": outcome["loss"],
+            }
+            if whole["dev_scores"]:
+                beyond = {"score": None, "loss": None}
+                found += _forecast_both(name, [*curve, whole], 4 * train_rows, test_rows, beyond)
+    return found
+
+
+def _forecast_both(
+    arm: str,
+    curve: Sequence[dict[str, Any]],
+    rows: int,
+    test_rows: int,
+    outcome: dict[str, Any],
+) -> list[dict[str, Any]]:
+    scores = [_point(record) for record in curve]
+    losses = [Point(record["rows"], record["dev_loss"]) for record in curve]
+    last = scores[-1].value
+    # The sealed rows are a sample too.
+    sampling = math.sqrt(max(last * (1 - last), 0.01) / max(1, test_rows))
+    both: list[tuple[str, Forecast | None]] = [
+        ("score", forecast(scores, rows, test_error=sampling)),
+        ("loss", forecast(losses, rows, "loss")),
+    ]
+    return [
+        {
+            "arm": arm,
+            "at": curve[-1]["share"],
+            "rows": rows,
+            "of": of,
+            "predicted": expected.predicted if expected else None,
+            "interval": list(expected.interval) if expected else None,
+            "realised": outcome[of],
+        }
+        for of, expected in both
+    ]
+
+
+def _outcome(folder: RunFolder, name: str) -> dict[str, Any]:
+    """What training on all rows came to: score on the sealed rows, loss and scores on dev."""
+    nothing = {"score": None, "loss": None, "dev_scores": None}
+    fit, measured = folder.fit(name), folder.measured(name)
+    if not fit.exists() or not measured.exists():
+        return nothing
+    training = store.read_json(fit)["training"]
+    if training["stopped"] == "deadline" or not store.read_json(measured)["complete"]:
+        return nothing
+    latest = {r["id"]: r["score"] for r in store.read_jsonl(folder.predictions(name))}
+    scores = [score for score in latest.values() if score is not None]
+    dev = folder.arm(name) / "dev.json"
+    return {
+        "score": statistics.fmean(scores) if scores else None,
+        "loss": training["dev_loss"],
+        "dev_scores": store.read_json(dev)["scores"] if dev.exists() else None,
+    }
+
+
+def _curve(folder: RunFolder, arm: str) -> list[dict[str, Any]]:
+    return sorted(store.read_jsonl(curve_file(folder, arm)), key=lambda record: record["rows"])
+
+
+def _point(record: dict[str, Any], against: Sequence[float | None] | None = None) -> Point:
+    """Mean score on dev and its standard error; that of the paired difference where one is given."""
+    pairs = [
+        (mine, None if against is None else other)
+        for mine, other in zip(record["dev_scores"], against or record["dev_scores"])
+        if mine is not None and other is not None
+    ]
+    values = [mine for mine, _ in pairs]
+    varying = [mine - (other or 0.0) for mine, other in pairs]
+    return Point(record["rows"], _mean(values), _standard_error(varying))
+
+
+def _mean(scores: Sequence[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    return statistics.fmean(known) if known else 0.0
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of a mean; where all values are alike, that of one row in as many being another."""
+    n = len(values)
+    spread = statistics.stdev(values) if n > 1 else 1.0
+    return max(spread / math.sqrt(max(1, n)), 1 / (n + 2))
