@@ -21,6 +21,11 @@ def says_it_briefly(answer: str, reference: str) -> float:
 
 
 def content(text: str) -> set[str]:
-    """Beginnings of words, so that `sorts` and `sorting` are one; all words if all are common."""
+    """Stems, so that `sorts` and `sorting` are one; of all words if all are common."""
     words = re.findall(r"[a-z0-9]+", text.lower())
-    return {word[:STEM_LETTERS] for word in words if not _COMMON.fullmatch(word)} or set(words)
+    return set(map(_stem, [word for word in words if not _COMMON.fullmatch(word)] or words))
+
+
+def _stem(word: str) -> str:
+    word = re.sub(r"(?<=\w{3})s$", "", word)
+    return re.sub(r"(?<=\w{3})(ing|ed|e)$", "", word)[:STEM_LETTERS]
