@@ -285,9 +285,13 @@ def record(
     tables: Sequence[str],
     installed: Mapping[str, Any],
     folder: Path = BENCHMARKS,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `results/<name>.json` and put a dated section on top of RESULTS.md."""
-    now, about = store.now(), machine()
+    """Write `results/<name>.json` and put a dated section on top of RESULTS.md.
+
+    `about` is the machine that measured, by default this one.
+    """
+    now, about = store.now(), about or machine()
     store.write_json(
         folder / "results" / f"{name}.json",
         {"date": now, "machine": about, "versions": installed, "workloads": found},
