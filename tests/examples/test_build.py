@@ -182,7 +182,7 @@ def test_each_example_has_its_module_and_project_file() -> None:
 REAL_ROWS = {
     "aws-limits": (1029, "9db6a77f4fcc82cd675255aab9b4afc4cc54b1109181bb2d338409fd9ddb4de8"),
     "home-commands": (1500, "9ef22cd1f6cd7bd3efb3d9ce2fe164887473f6f574a5f1a54bddb432d6a4746c"),
-    "log-lines": (658, "97922f86c5e25f124f0768e12f34d16792e38f0e985c7da9d3128cfb41d2adb1"),
+    "log-lines": (658, "fd1caa5c3e6438ec4f41dbd4ea2b1eab6751c0dc99fee3cf3c75f433a02646ca"),
     "numpydoc": (750, "2666b77f177d767368ac4eb8f68ed0d71d83a155f72feedab1d0d5b2fea767af"),
     "php-summary": (840, "67c8927b2bde75d4b6f7628f519aadd60bf7c53e96237514dd2e72739ddbaebc"),
     "phpdoc": (7263, "a03cd4a5847a5543b449b2439c705c19d6afdcbc6f519a22c76fa48083ec77df"),

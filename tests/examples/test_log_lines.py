@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tuneworthy.examples.log_lines import MAX_CHARACTERS, collect, failure
+from tuneworthy.examples.log_lines import MAX_CHARACTERS, collect, failure, form
 
 LOG = """\
 # failJSON: { "time": "2005-03-07T10:11:12", "match": true , "host": "192.0.2.1" }
@@ -33,15 +33,28 @@ def test_a_line_with_the_expectation_above_it_is_a_row() -> None:
             '{"date":"12-01","time":"01:02:03","host":"2001:db8::1"}'
         ),
     }
-    assert {row["service"] for row in rows} == {"toyd"}
+    assert {row["form"] for row in rows} == {
+        "toyd: refused at",
+        "toyd: refused",
+        "toyd: toyd refused",
+    }
     assert rows == collect([("toyd", LOG)])
 
 
-def test_a_service_and_its_lines_in_the_journal_are_one_and_a_line_counts_once() -> None:
-    rows = collect([("toyd", LOG), ("toyd-journal", LOG), ("otherd-journal", LOG)])
-    assert len(rows) == 3 and {row["service"] for row in rows} == {"toyd"}
-    journal = collect([("toyd-journal", LOG)])
-    assert {row["service"] for row in journal} == {"toyd"}
+def test_a_line_counts_once() -> None:
+    assert len(collect([("toyd", LOG), ("toyd-journal", LOG), ("otherd", LOG)])) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("toyd", "Mar  7 10:11:12 srv toyd[3]: Failed login for ann from 192.0.2.1"),
+        ("toyd-journal", "srv toyd[4]: Failed login for bob from 192.0.2.2 port 9"),
+        ("toyd", "[Sat Mar 07 2015] (Failed) login for 'eve'"),
+    ],
+)
+def test_lines_that_differ_in_names_and_numbers_have_one_form(name: str, line: str) -> None:
+    assert form(name, line) == "toyd: Failed login for"
 
 
 def test_long_lines_are_left_out() -> None:

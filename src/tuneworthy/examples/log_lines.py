@@ -1,7 +1,7 @@
 """log-lines: a line of a server's log -> when and from where somebody was turned away, as JSON.
 
-Extraction: every value stands in the line, but ninety services write it in ninety ways, and one
-of several addresses is the one that was asked for.
+Extraction: every value stands in the line, but each service writes it in its own way, and one of
+several addresses is the one that was asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DEB = Deb(
 )
 SEED = "log-lines 1"
 MAX_CHARACTERS = 300
+FORM_WORDS = 3
 
 README = """# log-lines
 
@@ -37,10 +38,13 @@ that report no failure, lines of {characters} characters and more, and lines in 
 time or address does not stand as such (another time zone, a name for an address). The year is left
 out because most lines have none.
 
-`service` names the file of a row; `sshd` and its lines in the journal are one. Rows of one service never straddle a split, so that the test asks
-about logs of services that no training row shows.
+`form` is the service of a row and the first words of its message. Rows of one form never straddle a
+split, so that the test asks about messages that no training row shows.
 """
 
+_HEAD = re.compile(r"\]:? |\w: ")
+"""Before it stand the time, the host and the process."""
+_WORD = re.compile(r"(?<![^\s\[(\"'])[A-Za-z]{2,}(?=[:,.\])\"']?(?:\s|$))")
 _TIME = re.compile(r"\d:\d\d:\d\d")
 _EXPECTED = re.compile(r"#\s*failJSON:\s*(\{.*\})\s*", re.IGNORECASE)
 
@@ -53,7 +57,7 @@ def build(folder: Path, say: Say) -> None:
     rows = collect(
         (file.relative_to(logs).as_posix(), file.read_text("utf-8", "replace")) for file in files
     )
-    services = {row["service"] for row in rows}
+    services = {row["form"].partition(":")[0] for row in rows}
     say(f"found {len(rows)} failures in the logs of {len(services)} services")
     text = README.format(
         rows=len(rows), services=len(services), version=DEB.version, characters=MAX_CHARACTERS
@@ -70,12 +74,17 @@ def collect(logs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
             answer = failure(line, expected)
             if answer is not None and len(line) < MAX_CHARACTERS:
                 completion = json.dumps(answer, separators=(",", ":"))
-                service = name.removesuffix("-journal")
-                row = {"prompt": line, "completion": completion, "service": service}
+                row = {"prompt": line, "completion": completion, "form": form(name, line)}
                 rows.setdefault(line, row)
     found = list(rows.values())
     random.Random(SEED).shuffle(found)
     return found
+
+
+def form(name: str, line: str) -> str:
+    """What lines that differ in names and numbers alone share; a journal's are the service's own."""
+    message = _HEAD.split(line, maxsplit=1)[-1]
+    return f"{name.removesuffix('-journal')}: {' '.join(_WORD.findall(message)[:FORM_WORDS])}"
 
 
 def expectations(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
