@@ -19,6 +19,7 @@ from tuneworthy.decision.diagnosis import (
 def row(**changes: Any) -> RowDiagnosis:
     usual: dict[str, Any] = {
         "foreign_words": 0.0,
+        "foreign_number": False,
         "in_documents": None,
         "greedy": (0.0, 0.0, 0.0, 0.0),
         "sampled": (0.0, 0.0),
@@ -45,13 +46,17 @@ def test_the_four_kinds_of_knowledge(
 def test_words_of_the_form_are_not_foreign() -> None:
     near = ['{"intent": "TurnOn", "room": "hall"}', '{"intent": "TurnOff", "room": "attic"}']
     wanted = '{"intent": "TurnOn", "room": "kitchen"}'
-    assert foreign_words(wanted, "light in the Kitchen please", near) == 0
-    assert foreign_words("Returns the userName", "function getUserName()", ["Returns a list"]) == 0
+    assert foreign_words(wanted, "light in the Kitchen please", near) == (0, False)
+    said = foreign_words("Returns the userName", "function getUserName()", ["Returns a list"])
+    assert said == (0, False)
 
 
 def test_another_rows_fact_does_not_help() -> None:
-    assert foreign_words("44 kg", "How heavy is Bulba?", ["13 kg", "120 kg"]) == 1.0
-    assert foreign_words("Overgrow", "Which ability has Bulba?", ["Blaze", "Torrent"]) == 1.0
+    assert foreign_words("44 kg", "How heavy is Bulba?", ["13 kg", "120 kg"]) == (1.0, True)
+    said = foreign_words("Overgrow", "Which ability has Bulba?", ["Blaze", "Torrent"])
+    assert said == (1.0, False)
+    long = foreign_words("Its weight is 44 kg", "How heavy?", ["Its weight is 9 kg"])
+    assert long == (0.5, True)
 
 
 def test_numbers_and_names_are_content_and_short_words_are_not() -> None:

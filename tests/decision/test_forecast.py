@@ -75,7 +75,7 @@ def test_the_band_holds_as_much_as_it_says_where_its_law_is_true() -> None:
     random, law, held = np.random.default_rng(0), LAWS["score"], []
     for _ in range(2000):
         slope = random.normal(law.slope, law.slope_spread)
-        level = math.log(random.uniform(0.2, 0.8))
+        level = math.log(random.uniform(0.05, 0.2))
 
         def miss(rows: int, level: float = level, slope: float = slope) -> float:
             place = level + slope * math.log2(rows / 400)

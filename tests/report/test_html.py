@@ -204,7 +204,7 @@ def test_what_stands_behind_the_verdict_is_shown(tmp_path):
         "3 trainings that differ in their seed alone",
         "right on 58 % of 108 general questions",
         "order of the same examples moves the score",
-        "three seeds would have taken 48min",
+        "three seeds would have taken 48 min 20 s",
     ):
         assert words in text, words
 

@@ -33,6 +33,8 @@ class RowDiagnosis:
 
     foreign_words: float
     """Share of the completion's content words that neither the prompt nor like rows have."""
+    foreign_number: bool
+    """Whether a number is among them: no form brings that."""
     in_documents: bool | None
     """Whether some passage has those words; None without documents."""
     greedy: tuple[float, ...]
@@ -58,7 +60,8 @@ class RowDiagnosis:
 
     @property
     def asks_for_facts(self) -> bool:
-        return self.foreign_words >= FOREIGN_WORDS and self.category != "known"
+        foreign = self.foreign_number or self.foreign_words >= FOREIGN_WORDS
+        return foreign and self.category != "known"
 
 
 def content_words(text: str) -> list[str]:
@@ -67,19 +70,22 @@ def content_words(text: str) -> list[str]:
     return [word for word in found if len(word) >= _SHORTEST or word[0].isdigit()]
 
 
-def foreign_words(completion: str, prompt: str, neighbours: Iterable[str]) -> float:
+def foreign_words(
+    completion: str, prompt: str, neighbours: Iterable[str]
+) -> tuple[float, bool]:
     """Share of the completion's content words that are in neither the prompt nor a neighbour.
 
-    Neighbours are completions of the training rows whose prompts are most alike: words that
-    belong to the form, and labels, stand there, while another row's facts do not help. A word of
-    the prompt counts wherever it stands, inside an identifier too.
+    And whether a number is among them. Neighbours are completions of the training rows whose
+    prompts are most alike: words that belong to the form, and labels, stand there, while another
+    row's facts do not help. A word of the prompt counts wherever it stands, inside an identifier
+    too.
     """
     wanted = content_words(completion)
-    if not wanted:
-        return 0.0
     asked = prompt.casefold()
     near = {word for text in neighbours for word in content_words(text)}
-    return sum(word not in asked and word not in near for word in wanted) / len(wanted)
+    foreign = [word for word in wanted if word not in asked and word not in near]
+    number = any(word[0].isdigit() for word in foreign)
+    return len(foreign) / max(1, len(wanted)), number
 
 
 def holds(passage: str, completion: str) -> bool:
@@ -139,7 +145,7 @@ def _evidence(found: dict[str, Any], documents: bool) -> list[str]:
         + ", ".join(f"{share:.0%} {kind}" for kind, share in kinds.items())
         + " (known: right under every prompt; unknown: under none, sampling included).",
         f"{found['knowledge_share']:.0%} of the rows ask for facts that the model does not have at "
-        "hand: at least half of their content words are such words, and they are not known.",
+        "hand: half of their content words are such words, or a number is, and they are not known.",
     ]
     if found["in_documents"] is not None:
         said.append(f"The documents hold the answer of {found['in_documents']:.0%} of the rows.")

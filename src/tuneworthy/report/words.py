@@ -154,7 +154,7 @@ def noise(decision: Decision) -> list[str]:
             )
         if lost:
             said.append(
-                f"{arm['arm']}: right on {numbers.share(lost['trained'])} of {lost['questions']} "
+                f"{arm['arm']}: right on {numbers.share(lost['trained'])} of {numbers.count(lost['questions'])} "
                 f"general questions, its base on {numbers.share(lost['base'])} (difference "
                 f"{numbers.signed(lost['difference'])}, 95 % interval "
                 f"{numbers.signed_interval(lost['interval'])})."

@@ -70,7 +70,8 @@ class _Look:
         given, bare = self._with_answer_at_hand(holding)
         return [
             RowDiagnosis(
-                foreign_words=foreign[i],
+                foreign_words=foreign[i][0],
+                foreign_number=foreign[i][1],
                 in_documents=None if self.search is None else holding[i] is not None,
                 greedy=_known(greedy[i]),
                 sampled=_known(sampled[i]),
