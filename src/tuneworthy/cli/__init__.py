@@ -15,10 +15,12 @@ from tuneworthy.cli import (
     doctor,
     evaluate,
     example,
+    export,
     init,
     models,
     plan,
     report,
+    retune,
     train,
 )
 
@@ -40,6 +42,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "report": report.report,
+    "retune": retune.retune,
+    "export": export.export,
     "models": models.models,
     "doctor": doctor.doctor,
 }

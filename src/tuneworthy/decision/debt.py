@@ -108,11 +108,15 @@ def _effort(arm: ArmResult, arms: Sequence[ArmResult]) -> tuple[int | None, str]
 
 def _burden(arm: ArmResult) -> tuple[int | None, str]:
     """What each new base model will cost: measured fitting times new bases a year."""
-    seconds = BASES_A_YEAR * arm.evidence.fit_seconds
-    usd = BASES_A_YEAR * arm.evidence.fit_usd
+    evidence = arm.evidence
+    once, usd, what = evidence.fit_seconds, evidence.fit_usd, "Fitting"
+    if evidence.again_seconds is not None:  # a new base has come, and this is what it took
+        once, what = evidence.again_seconds, "Fitting and measuring it again on this base"
+        usd += evidence.usd_per_1k_requests * len(evidence.ids) / 1000
+    seconds, usd = BASES_A_YEAR * once, BASES_A_YEAR * usd
     score = _step(seconds, YEARLY_SECONDS)
     why = (
-        f"Fitting took {arm.evidence.fit_seconds:,.0f} s; with {BASES_A_YEAR} new base models a "
+        f"{what} took {once:,.0f} s; with {BASES_A_YEAR} new base models a "
         f"year that is {seconds / 3600:,.2f} hours and {dollars(usd)} a year (estimate)"
     )
     if arm.trained:

@@ -50,10 +50,10 @@ def render(run: RunFolder) -> str:
         "plural": numbers.plural,
         "plain": plain,
     }
-    script = _asset("report.js")
-    page = environment.from_string(_asset("template.html")).render(
+    script = asset("report.js")
+    page = environment.from_string(asset("template.html")).render(
         **_context(records),
-        css=Markup(_asset("report.css")),  # noqa: S704  our own file
+        css=Markup(asset("report.css")),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         rows_json=Markup(json_for_html(rows_payload(records))),  # noqa: S704  escaped
@@ -281,5 +281,6 @@ def _first_pair(records: RunRecords) -> tuple[int, int]:
     return (names.index(adopted), names.index(rival))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """One of this package's own files."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from tuneworthy.store import RunFolder
 from tuneworthy.types import Decoding
 from tuneworthy.workflows.deciding import fit_arm, is_measured
 from tuneworthy.workflows.measure import measure
+from tuneworthy.workflows.provenance import write_manifest
 from tuneworthy.workflows.session import Listener, Session, longest_answer, open_session
 
 
@@ -47,6 +48,8 @@ def fit_one(
         if launched() > 1:
             join().told("done" if session.folder.fit(name).exists() else "train")
         fit_arm(session, arm)
+        if session.folder.manifest.exists():
+            write_manifest(session.folder)
     return session.folder, store.read_json(session.folder.fit(name))
 
 
@@ -107,6 +110,7 @@ def measure_one(
     with _opened(project, name, listener) as (session, arm):
         if not is_measured(session.folder, name):
             measure(session, name, fit_arm(session, arm), reason="eval of one arm")
+        write_manifest(session.folder)
     clusters = {example.id: example.cluster for example in session.rows.test}
     records = store.read_jsonl(session.folder.predictions(name))
     scored = [record for record in records if record["score"] is not None]
