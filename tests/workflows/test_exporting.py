@@ -183,6 +183,13 @@ def test_openvino_gets_prompts_as_text_in_a_process_of_its_own(
     assert [c["consumer"] for c in found.record["checks"]][1] == "OpenVINO GenAI"
     assert found.record["not_checked"] == []
     assert not list((tmp_path / "out").glob(".*"))
+    (fake / "openvino_genai.py").write_text(
+        "class GenerationConfig: pass\n"
+        "def LLMPipeline(*_): raise RuntimeError(\"Unsupported model architecture 'llama'\")\n",
+        "utf-8",
+    )
+    found = tw.export(trained, "lora", format="gguf", to=tmp_path / "out", openvino=sys.executable)
+    assert found.record["not_checked"] == ["OpenVINO GenAI does not read GGUF files of llama"]
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ModelError, match="OpenVINO GenAI does not load it: ModuleNotFoundError"):
         tw.export(trained, "lora", format="gguf", to=tmp_path / "two", openvino=sys.executable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_steps_are_nested_parts_and_never_test_rows(
     sizes = [len(rows) for rows in seen]
     total = sizes[-1]
     assert sizes == [round(total / 8), round(total / 4), round(total / 2), total]
-    for small, large in zip(seen, seen[1:]):
+    for small, large in itertools.pairwise(seen):
         assert set(small) <= set(large)
     rows = store.read_jsonl(decision.folder / "rows.jsonl")
     sealed = {row["messages"][-1]["content"] for row in rows if row["split"] == "test"}

@@ -218,6 +218,15 @@ def test_a_named_run_on_the_same_base_is_refused(project: Path) -> None:
         tw.retune(project, base="fake", run=run.path.name)
 
 
+@pytest.mark.parametrize("by", ["name", "path", "file and name"])
+def test_a_run_is_found_by_name_or_path(project: Path, by: str) -> None:
+    run = the_run(project, "fake").path
+    path = project / "tuneworthy.yaml" if by == "file and name" else project
+    name = str(run) if by == "path" else run.name
+    assert retuning.earlier_run(path, "fake:2", name).path == run.resolve()
+    assert retuning.earlier_run(run, "fake:2", None).path == run.resolve()
+
+
 def test_a_project_without_a_run(project_folder: Path) -> None:
     projects.write(project_folder, projects.rows())
     with pytest.raises(StorageError, match="no finished run here"):

@@ -20,6 +20,7 @@ from tuneworthy.errors import ModelError
 from tuneworthy.types import Prompt
 
 RUNNER = Path(__file__).with_name("openvino_runner.py")
+UNKNOWN_TO_OPENVINO = "Unsupported model architecture"
 OnAnswer = Callable[[int], None]
 
 
@@ -110,8 +111,11 @@ def openvino_python(given: Path | None) -> Path | None:
 
 def by_openvino(
     python: Path, folder: Path, texts: Sequence[str], most: int, stop: Sequence[str]
-) -> list[str]:
-    """OpenVINO GenAI with the GGUF file, in a process of its own; it gets prompts as text."""
+) -> list[str] | None:
+    """OpenVINO GenAI with the GGUF file, in a process of its own; it gets prompts as text.
+
+    None where its reader does not know the architecture: nothing is wrong with the file then.
+    """
     job = folder / ".openvino.json"
     values = {"model": str(folder / GGUF_FILE), "prompts": list(texts), "max_tokens": most}
     store.write_json(job, {**values, "stop": list(stop)})
@@ -122,6 +126,8 @@ def by_openvino(
     finally:
         job.unlink()
     lines = [line[2:] for line in run.stdout.splitlines() if line.startswith("@ ")]
+    if UNKNOWN_TO_OPENVINO in run.stderr:
+        return None
     if run.returncode or not lines:
         last = (run.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise ModelError(

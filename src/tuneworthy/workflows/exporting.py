@@ -311,13 +311,8 @@ class _Export:
         name = "transformers' GGUF reader"
         told = self._counter(name, len(prompts))
         found = [(name, consumers.by_transformers_gguf(*asked, dtype, told))]
-        python = consumers.openvino_python(openvino)
-        if python is None:
-            self.not_checked.append("OpenVINO GenAI is not installed")
-        else:
-            self.say("asking OpenVINO GenAI")
-            texts = [_bare(engine, prompt) for prompt in prompts]
-            answers = consumers.by_openvino(python, draft, texts, most, engine.chat.stop)
+        answers = self._by_openvino(draft, prompts, openvino)
+        if answers is not None:
             found.append(("OpenVINO GenAI", answers))
         if self.format == "ollama":
             self.not_checked.append(
@@ -325,6 +320,25 @@ class _Export:
                 "chat template's"
             )
         return found
+
+    def _by_openvino(
+        self, draft: Path, prompts: Sequence[Prompt], openvino: Path | None
+    ) -> list[str] | None:
+        """Its answers; None, and said in the record, where it cannot be asked."""
+        from tuneworthy.engine import consumers
+
+        engine, python = self.engine, consumers.openvino_python(openvino)
+        if python is None:
+            self.not_checked.append("OpenVINO GenAI is not installed")
+            return None
+        self.say("asking OpenVINO GenAI")
+        texts = [_bare(engine, prompt) for prompt in prompts]
+        most, stop = self.decoding.max_tokens, engine.chat.stop
+        answers = consumers.by_openvino(python, draft, texts, most, stop)
+        if answers is None:
+            kind = engine.base.details["model_type"]
+            self.not_checked.append(f"OpenVINO GenAI does not read GGUF files of {kind}")
+        return answers
 
     def _counter(self, name: str, total: int) -> Callable[[int], None]:
         def told(position: int) -> None:

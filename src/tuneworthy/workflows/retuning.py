@@ -63,6 +63,7 @@ def retune(
 
 def earlier_run(path: Path, base: str, run: str | None) -> RunFolder:
     """The run to repeat: the named one, or the newest finished one on another base."""
+    path = path.parent if path.is_file() else path
     if run is not None:
         named = [Path(run), path / run, path / "runs" / run]
         found = next((p for p in named if (p / "config.json").exists()), None)
@@ -76,12 +77,11 @@ def earlier_run(path: Path, base: str, run: str | None) -> RunFolder:
         return old
     if (path / "config.json").exists():
         return earlier_run(path.parent.parent, base, str(path))
-    folder = path.parent if path.is_file() else path
-    finished = [r for r in store.runs(folder) if r.decision.exists()]
+    finished = [r for r in store.runs(path) if r.decision.exists()]
     others = [r for r in finished if store.read_json(r.config)["base"]["name"] != base]
     if not others:
         what = f"every finished run here is on {base}" if finished else "no finished run here"
-        raise StorageError(what, where=str(folder), hint=f"tuneworthy decide {folder}")
+        raise StorageError(what, where=str(path), hint=f"tuneworthy decide {path}")
     return others[-1]
 
 
