@@ -207,7 +207,7 @@ def bench(project: Path, steps: Path, openvino: Path | None) -> Found:
             NEW_BASE: step(
                 steps,
                 "exports-new",
-                lambda: {"of": exports(new.decision.folder, None, EXPORTS)},
+                lambda: {"of": exports(new.decision.folder, openvino, EXPORTS)},
             )["of"],
         },
     }
