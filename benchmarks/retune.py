@@ -66,8 +66,12 @@ class Talk:
 say = Talk()
 
 
-def measured(project: Path) -> tw.Decision:
-    """The finished run on the old base, with the arm that is exported in it."""
+def measured(folder: Path) -> tw.Decision:
+    """The finished run on the old base, with the arm that is exported in it.
+
+    Without the example's budget: a machine that others share would leave arms out.
+    """
+    project = tw.load(folder, budget="none")
     decision = tw.decide(project, listener=say)
     if not RunFolder(decision.folder).measured("lora").exists():
         say("lora was stopped by its forecast: measured all the same, for there to be an adapter")
