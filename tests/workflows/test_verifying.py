@@ -187,7 +187,11 @@ def test_a_manifest_from_before_is_not_made_good_by_running_again(project: Path)
 
 def test_other_terms_and_another_arm_leave_a_run_that_passes(project: Path) -> None:
     old = next(run for run in store.runs(project) if not run.retune.exists())
-    tw.evaluate(project, "system-prompt")
+    for arm in (tw.evaluate(project, "system-prompt"), tw.train(project, "full")):
+        assert old.path in arm.folder.parents
+        assert wrong(old) == {}
+    judged = [arm["arm"] for arm in store.read_json(old.decision)["arms"]]
+    assert "system-prompt" in judged and "full" not in judged
     tw.decide(tw.load(project, margin=0.05, arms=[*ARMS, "system-prompt"]))
     assert old.measured("system-prompt").exists()
     assert wrong(old) == {}

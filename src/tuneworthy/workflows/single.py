@@ -19,7 +19,7 @@ from tuneworthy.evaluation import metrics
 from tuneworthy.evaluation.statistics import interval
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Decoding
-from tuneworthy.workflows.deciding import fit_arm, is_measured
+from tuneworthy.workflows.deciding import fit_arm, is_measured, rebuild
 from tuneworthy.workflows.measure import measure
 from tuneworthy.workflows.provenance import write_manifest
 from tuneworthy.workflows.session import Listener, Session, longest_answer, open_session
@@ -49,8 +49,15 @@ def fit_one(
             join().told("done" if session.folder.fit(name).exists() else "train")
         fit_arm(session, arm)
         if session.folder.manifest.exists():
-            write_manifest(session.folder)
+            _settle(session)
     return session.folder, store.read_json(session.folder.fit(name))
+
+
+def _settle(session: Session) -> None:
+    """A verdict that was given before counts what has come since; then the hashes."""
+    if session.folder.decision.exists():
+        rebuild(session.folder, session.project)
+    write_manifest(session.folder)
 
 
 def assist(project: Project, name: str) -> None:
@@ -110,7 +117,7 @@ def measure_one(
     with _opened(project, name, listener) as (session, arm):
         if not is_measured(session.folder, name):
             measure(session, name, fit_arm(session, arm), reason="eval of one arm")
-        write_manifest(session.folder)
+        _settle(session)
     clusters = {example.id: example.cluster for example in session.rows.test}
     records = store.read_jsonl(session.folder.predictions(name))
     scored = [record for record in records if record["score"] is not None]
