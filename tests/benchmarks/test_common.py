@@ -4,8 +4,8 @@ import json
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
 import _common
 import pytest

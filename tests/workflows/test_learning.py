@@ -15,8 +15,9 @@ from tests.fakes import projects
 from tuneworthy import store
 from tuneworthy.arms.training import Trained, shuffled
 from tuneworthy.engine.fake import FakeEngine
+from tuneworthy.errors import ProjectError
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import learning, repeating
+from tuneworthy.workflows import learning, repeating, single
 
 ARMS = ["zero-shot", "system-prompt", "few-shot", "lora"]
 
@@ -201,3 +202,22 @@ def test_the_probe_is_put_to_trained_weights_and_to_the_base(project_folder: Pat
     others = [a["forgotten"] for a in decision.record["arms"] if not a["trained"]]
     assert set(map(type, others)) == {type(None)}
     assert "general questions" in (decision.folder / "report.html").read_text("utf-8")
+
+
+def test_what_carries_anothers_prompts_is_trained_by_one_process(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = projects.write(project_folder, projects.rows(300), arms=["few-shot", "few-shot+lora"])
+    monkeypatch.setattr(single, "launched", lambda: 2)
+    with pytest.raises(ProjectError, match="one process") as caught:
+        tw.train(project, "few-shot+lora")
+    assert caught.value.hint == "tuneworthy train few-shot+lora"
+
+
+def test_an_arm_trained_on_anothers_prompts_is_measured_beside_it(project_folder: Path) -> None:
+    arms = ["zero-shot", "few-shot", "lora", "few-shot+lora"]
+    decision = tw.decide(projects.write(project_folder, projects.rows(300), arms=arms))
+    measured = {arm["arm"]: arm for arm in decision.record["arms"]}
+    assert set(measured) == set(arms)
+    tokens = {name: arm["cost"]["prompt_tokens_mean"] for name, arm in measured.items()}
+    assert tokens["few-shot+lora"] == tokens["few-shot"] > tokens["lora"]

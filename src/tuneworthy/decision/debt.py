@@ -84,16 +84,21 @@ def _detectability(
 
 
 def _effort(arm: ArmResult, arms: Sequence[ArmResult]) -> tuple[int | None, str]:
-    """What it takes to undo: how much is lost by going back to the best arm of the other kind."""
+    """What it takes to undo: how much is lost by going to the best other arm that is ready.
+
+    For a trained arm that is one without training: what undid one training may undo another.
+    """
     if arm.score is None:
         return None, "The arm has no score."
     ready = [
         other
         for other in arms
-        if other.name != arm.name and other.score is not None and not other.trained
+        if other.name != arm.name
+        and other.score is not None
+        and not (arm.trained and other.trained)
     ]
     if not ready:
-        return 9, "No other arm without training is measured and ready to take its place."
+        return 9, "No other arm is measured and ready to take its place."
     back = max(ready, key=lambda other: other.score or 0.0)
     lost = max(0.0, arm.score - (back.score or 0.0))
     score = _step(lost, LOST)

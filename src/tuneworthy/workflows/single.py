@@ -107,6 +107,11 @@ def _known(name: str) -> Arm:
         raise ProjectError(
             f"'{name}' is not trained by several processes", hint=f"tuneworthy train {name}"
         )
+    if launched() > 1 and getattr(ARMS[name], "carries", None):
+        raise ProjectError(
+            f"'{name}' is trained by one process: its prompts are made of another arm's choices",
+            hint=f"tuneworthy train {name}",
+        )
     return ARMS[name]
 
 
