@@ -92,7 +92,9 @@ def _default(field: dict[str, Any], required: bool) -> str:
     if required:
         return "needed"
     default = field.get("default")
-    return "" if default is None else f"`{default}`"
+    if default is None:
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 def _kind(field: dict[str, Any]) -> str:
@@ -108,6 +110,7 @@ def _word(option: dict[str, Any]) -> str:
     if "enum" in option:
         return ", ".join(f"`{value}`" for value in option["enum"])
     words = {"string": "text", "integer": "whole number", "number": "number", "array": "list"}
+    words["boolean"] = "true or false"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {option[key]:,}" for key, sign in signs.items() if key in option]
     return " ".join([words[option["type"]], " and ".join(bounds)]).strip()

@@ -66,9 +66,9 @@ def test_numbers_and_names_are_content_and_short_words_are_not() -> None:
 
 
 def test_rows_of_facts_lead_to_documents() -> None:
-    rows = [
-        row(foreign_words=1.0, in_documents=True, retrieved=True, given=0.9, bare=0.0)
-    ] * 9 + [row(greedy=(1.0,) * 4, in_documents=False, retrieved=False)]
+    rows = [row(foreign_words=1.0, in_documents=True, retrieved=True, given=0.9, bare=0.0)] * 9 + [
+        row(greedy=(1.0,) * 4, in_documents=False, retrieved=False)
+    ]
     found = diagnose(rows, documents=True)
     assert found["needs"] == "facts" and found["route"] == ["rag"]
     assert found["knowledge_share"] == 0.9

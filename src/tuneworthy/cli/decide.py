@@ -19,6 +19,12 @@ def decide(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew even if a run can be continued.")
     ] = False,
+    exhaustive: Annotated[
+        bool,
+        typer.Option(
+            "--exhaustive", help="Every arm on all rows, three seeds, even where it is settled."
+        ),
+    ] = False,
     require: Annotated[
         str | None, typer.Option(metavar="ARM", help="Exit with 3 unless this arm is adopted.")
     ] = None,
@@ -28,7 +34,8 @@ def decide(
 
     Continues an interrupted run. Example: tuneworthy decide demo/home-commands --budget 30m
     """
-    loaded = options.load(project, settings, base=base, budget=budget, arms=_names(arms))
+    named = {"base": base, "budget": budget, "arms": _names(arms), "exhaustive": exhaustive or None}
+    loaded = options.load(project, settings, **named)
     from tuneworthy import store
     from tuneworthy.config import ARM_NAMES
     from tuneworthy.errors import GateClosed

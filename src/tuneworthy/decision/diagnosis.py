@@ -70,9 +70,7 @@ def content_words(text: str) -> list[str]:
     return [word for word in found if len(word) >= _SHORTEST or word[0].isdigit()]
 
 
-def foreign_words(
-    completion: str, prompt: str, neighbours: Iterable[str]
-) -> tuple[float, bool]:
+def foreign_words(completion: str, prompt: str, neighbours: Iterable[str]) -> tuple[float, bool]:
     """Share of the completion's content words that are in neither the prompt nor a neighbour.
 
     And whether a number is among them. Neighbours are completions of the training rows whose

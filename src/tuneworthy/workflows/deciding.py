@@ -291,9 +291,7 @@ def arm_evidence(
     at = place or name
     fit = store.read_json(folder.fit(at))
     measured = store.read_json(folder.measured(at))
-    # The last record of a row counts; rows in the order of the sealed set.
-    latest = {record["id"]: record for record in store.read_jsonl(folder.predictions(at))}
-    records = [latest[example.id] for example in rows.test]
+    records = _records(folder, at, rows)
     answered = [record for record in records if record["failure"] is None]
     prompt_tokens = tuple(int(record["prompt_tokens"]) for record in answered)
     output_tokens = tuple(int(record["output_tokens"]) for record in answered)
@@ -327,16 +325,20 @@ def arm_evidence(
         graded=graded,
         cut_short=cut_short(fit),
         without_grammar=_without_grammar(folder, fit) if place is None else None,
-        seeds=()
-        if place is not None
-        else tuple(
+        seeds=tuple(
             arm_evidence(folder, project, rows, name, graded=graded, place=seed)
-            for seed in spending.seeds(folder, name)
+            for seed in (spending.seeds(folder, name) if place is None else ())
             if is_measured(folder, seed)
         ),
         forgotten=forgotten(folder, name, project.seed) if place is None else None,
         spread=fit.get("spread"),
     )
+
+
+def _records(folder: RunFolder, place: str, rows: Splits) -> list[dict[str, Any]]:
+    """Predictions in the order of the sealed rows; the last record of a row counts."""
+    latest = {record["id"]: record for record in store.read_jsonl(folder.predictions(place))}
+    return [latest[example.id] for example in rows.test]
 
 
 def _without_grammar(folder: RunFolder, fit: dict[str, Any]) -> str | None:
