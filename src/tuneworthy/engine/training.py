@@ -177,7 +177,9 @@ class TrainingRun:
             fields["loss"] = sum(self.recent) / len(self.recent)
             self.recent = []
             self._evaluate(fields)
-            line |= {key: self.history[-1][key] for key in ("dev_loss", "train_loss")}
+            found = {key: self.history[-1][key] for key in ("dev_loss", "train_loss")}
+            line |= found
+            fields |= found
         self.lines.append(line)
         self._after_step()
         try:

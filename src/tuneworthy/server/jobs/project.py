@@ -127,6 +127,10 @@ def publish(state: Path, job: Job, run: RunFolder, arm: str) -> dict[str, Any]:
     name = model_name(job)
     _write_model(state, job, name, project, run.path, arm)
     made = []
+    if run.fit(ARM).exists():
+        training = store.read_json(run.fit(ARM))["training"]
+        # Where no step gained on dev, the last one's weights are kept, and seen here first.
+        remember_checkpoint(run, project, training["best_step"] or training["steps"])
     for step, folder in checkpoints(project):
         weights, called = folder / "model", f"{name}:ckpt-step-{step}"
         _as_run(run, folder, weights)

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneworthy import store
 from tuneworthy.server.jobs import project
 from tuneworthy.server.jobs.queue import Event, Job, Lost, Queue
 from tuneworthy.store import RunFolder
@@ -39,6 +40,7 @@ class Teller:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._said = 0
+        self._caught_up: set[str] = set()
 
     def __enter__(self) -> Teller:
         self._thread.start()
@@ -94,35 +96,47 @@ class Teller:
                 return
 
     def _event(self, record: dict[str, Any]) -> Event | None:
-        if record.get("phase") == "training" and "loss" in record:
-            return self._metrics(record)
+        if record.get("phase") == "training" and "step" in record:
+            return self._step(record)
         text = _words(record)
         if text is None:
             return None
         return self.message(text, "warn" if record["kind"] == "skipped" else "info")
 
-    def _metrics(self, record: dict[str, Any]) -> Event:
-        """A training step. Its key is the step: a step done again is not told again."""
+    def _step(self, record: dict[str, Any]) -> Event:
+        """A training step as an event, and before the first one those that an earlier life made.
+
+        What a worker had in hand when it died was told to nobody; training's own log has it.
+        """
         arm, step, total = record["arm"], int(record["step"]), int(record["steps"])
-        dev_loss = record.get("dev_loss")
-        if arm == project.ARM and dev_loss is not None and self.run is not None:
+        if arm not in self._caught_up and self.run is not None:
+            self._caught_up.add(arm)
+            for line in store.read_jsonl(self.run.arm(arm) / "model.jsonl"):
+                if line["step"] < step:
+                    self._collect(_metrics(arm, total, line))
+        if arm == project.ARM and "dev_loss" in record and self.run is not None:
             project.remember_checkpoint(self.run, self.folder, step)
-        text = f"Step {step}/{total}: training loss={record['loss']:.4f}"
-        if dev_loss is not None:
-            text += f", validation loss={dev_loss:.4f}"
-        data = {
-            "step": step,
-            "total_steps": total,
-            "epoch": record.get("epoch"),
-            "train_loss": record["loss"],
-            "valid_loss": dev_loss,
-            "learning_rate": record.get("learning_rate"),
-            "progress": step / total,
-            "arm": arm,
-        }
-        figures = {name: value for name, value in data.items() if value is not None}
-        kind = "evaluated" if dev_loss is not None else "step"
-        return Event(f"{arm}:{kind}:{step}", text, data=figures)
+        return _metrics(arm, total, record)
+
+
+def _metrics(arm: str, total: int, record: dict[str, Any]) -> Event:
+    """A training step. Its key is the step: a step done again is not told again."""
+    step = int(record["step"])
+    loss, dev_loss = record.get("loss"), record.get("dev_loss")
+    losses = {"training loss": loss, "validation loss": dev_loss}
+    said = ", ".join(f"{name}={value:.4f}" for name, value in losses.items() if value is not None)
+    data = {
+        "step": step,
+        "total_steps": total,
+        "progress": step / total,
+        "epoch": record.get("epoch"),
+        "train_loss": loss,
+        "valid_loss": dev_loss,
+        "learning_rate": record.get("learning_rate"),
+        "arm": arm,
+    }
+    figures = {name: value for name, value in data.items() if value is not None}
+    return Event(f"{arm}:step:{step}", f"Step {step}/{total}: {said}", data=figures)
 
 
 def _words(record: dict[str, Any]) -> str | None:

@@ -63,7 +63,7 @@ class Worker:
 
     def work(self) -> None:
         name, lock = own_name(self.state)
-        self.say(f"worker {name} is ready")
+        self.say(f"worker {name} is ready, process {os.getpid()}")
         try:
             self._tidy()
             while not self.ending.is_set():
