@@ -55,7 +55,7 @@ class Server:
         self.answers()
 
     def answers(self) -> None:
-        self.until(lambda: self._listens(), seconds=60)
+        self.until(self._listens, seconds=60)
 
     def _listens(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.log.read_text()

@@ -98,7 +98,8 @@ def test_list_retrieve_delete(server: Server) -> None:
     made = [put(server, json.dumps(ROWS["prompt"]) + "\n").id for _ in range(2)]
     listed = [file.id for file in server.client.files.list(purpose="fine-tune")]
     assert set(made) <= set(listed)
-    assert [file.id for file in server.client.files.list(after=listed[0], limit=1)][0] == listed[1]
+    page = server.client.files.list(after=listed[0], limit=1)
+    assert [file.id for file in page.data] == listed[1:2]
     assert server.client.files.delete(made[0]).deleted
     for call in (server.client.files.retrieve, server.client.files.content):
         with pytest.raises(openai.NotFoundError):
