@@ -16,9 +16,13 @@ from tuneworthy.cli import (
     evaluate,
     example,
     init,
+    keys,
     models,
     plan,
+    promote,
     report,
+    serve,
+    traffic,
     train,
 )
 
@@ -40,6 +44,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "report": report.report,
+    "serve": serve.serve,
+    "promote": promote.promote,
+    "rollback": promote.rollback,
+    "keys": keys.keys,
+    "traffic": traffic.traffic,
     "models": models.models,
     "doctor": doctor.doctor,
 }

@@ -161,11 +161,12 @@ def model_file(state: Path, name: str) -> Path:
 
 def _write_model(state: Path, job: Job, name: str, project: Path, run: Path, arm: str) -> None:
     record = {
-        "name": name,
+        "model": name,
         "job": job.id,
         "created": int(job.created),
-        "project": str(project.relative_to(state)),
-        "run": str(run.relative_to(state)),
+        # The same path on every machine: they share the state folder.
+        "project": str(project.absolute()),
+        "run": str(run.absolute()),
         "arm": arm,
     }
     store.write_json(model_file(state, name), record)

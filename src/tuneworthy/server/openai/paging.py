@@ -15,7 +15,7 @@ def problem(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
     """An error in OpenAI's shape."""
-    kind = "invalid_request_error"
+    kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": mended(message), "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status_code=status)
 

@@ -1,0 +1,269 @@
+"""A desk: takes prompts from many hands as they come, and answers them in the batches of one engine.
+
+An engine belongs to the one thread of its desk. Rows that are answered with the same weights run
+together; others wait for their turn, so that nobody starves: once somebody has waited for
+TURN_SECONDS, nobody joins those that run any more, and when they are done the weights are changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from tuneworthy.engine.generation import Row, Scheduler
+from tuneworthy.engine.local import LocalEngine
+from tuneworthy.errors import TuneworthyError
+from tuneworthy.types import Answer, Decoding, Engine, Failure, Prompt, Weights
+
+TURN_SECONDS = 2.0
+POOL_THREADS = 8
+"""Requests at one time to an engine that has no scheduler of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer with what only a server tells: tokens that were cached, chances of each token."""
+
+    answer: Answer
+    cached_tokens: int = 0
+    chances: tuple[dict[str, Any], ...] = ()
+    """{"token", "log_probability", "likeliest": [[token, log-probability]]}, tokens as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A prompt to answer. `on_text` gets the whole text so far, `on_done` comes last and once.
+
+    Both are called in the desk's thread and must return at once.
+    """
+
+    prompt: Prompt
+    decoding: Decoding
+    weights: Weights | None
+    on_text: Callable[[str], None]
+    on_done: Callable[[Said | Failure], None]
+    top: int | None = None
+
+
+class Desk(Protocol):
+    """Where the server takes its orders to."""
+
+    def submit(self, order: Order) -> Callable[[], None]:
+        """Take an order; what is given back forgets it, whether it waits or runs."""
+        ...
+
+    def call(self, work: Callable[[], Any]) -> Future[Any]:
+        """Run something with the engine while nothing else uses it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_desk(engine: Engine) -> Desk:
+    """The desk that goes with an engine; it starts to work at once."""
+    return Batching(engine) if isinstance(engine, LocalEngine) else Pool(engine)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    number: int
+    order: Order | None
+    since: float
+    work: Callable[[], Any] | None = None
+    done: Future[Any] | None = None
+
+    @property
+    def key(self) -> str:
+        if self.order is None:
+            return "work"
+        weights = self.order.weights
+        return f"{weights.kind}:{weights.folder}" if weights else ""
+
+
+class Batching:
+    """One thread, one scheduler at a time."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine = engine
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._waiting: deque[_Waiting] = deque()
+        self._cancelled: set[int] = set()
+        self._running: dict[int, tuple[Row, Order]] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, daemon=True, name="desk")
+        self._thread.start()
+
+    def submit(self, order: Order) -> Callable[[], None]:
+        number = next(self._numbers)
+        self._put(_Waiting(number, order, time.monotonic()))
+        return lambda: self._cancel(number)
+
+    def call(self, work: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        self._put(_Waiting(next(self._numbers), None, time.monotonic(), work, done))
+        return done
+
+    def close(self) -> None:
+        """Finish nothing more: what runs or waits is told so."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout=30)
+
+    def _put(self, waiting: _Waiting) -> None:
+        with self._changed:
+            self._waiting.append(waiting)
+            self._changed.notify()
+
+    def _cancel(self, number: int) -> None:
+        with self._changed:
+            for waiting in self._waiting:
+                if waiting.number == number:
+                    self._waiting.remove(waiting)
+                    return
+            self._cancelled.add(number)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    break
+                first = self._waiting[0]
+                if first.work is not None:
+                    self._waiting.popleft()
+            if first.work is not None:
+                self._call(first)
+            else:
+                self._serve(first)
+        for waiting in self._waiting:
+            if waiting.order:
+                waiting.order.on_done(Failure("the server is being shut down"))
+            elif waiting.done:
+                waiting.done.cancel()
+
+    def _call(self, waiting: _Waiting) -> None:
+        assert waiting.work and waiting.done
+        try:
+            waiting.done.set_result(waiting.work())
+        except BaseException as error:
+            waiting.done.set_exception(error)
+
+    def _serve(self, first: _Waiting) -> None:
+        """Answer rows with the first one's weights until they are done or others have waited."""
+        assert first.order
+        try:
+            scheduler = self.engine.scheduler(first.order.weights, self._answered)
+            while True:
+                for waiting in self._joining(first.key):
+                    self._take(scheduler, waiting)
+                self._forget(scheduler)
+                if not scheduler.busy:
+                    return
+                scheduler.step()
+        except Exception as error:
+            # Whatever it was, those who wait hear of it, and the next ones find a desk at work.
+            reason = str(error) if isinstance(error, TuneworthyError) else type(error).__name__
+            running, self._running = self._running, {}
+            for _, order in running.values():
+                order.on_done(Failure(reason))
+            with self._changed:
+                if first in self._waiting:
+                    self._waiting.remove(first)
+                    first.order.on_done(Failure(reason))
+
+    def _joining(self, key: str) -> list[_Waiting]:
+        """Orders with these weights, taken out of the queue; none if others have waited long."""
+        with self._changed:
+            now = time.monotonic()
+            late = any(w.key != key and now - w.since > TURN_SECONDS for w in self._waiting)
+            if self._closing or (late and self._running):
+                return []
+            found = [waiting for waiting in self._waiting if waiting.key == key]
+            for waiting in found:
+                self._waiting.remove(waiting)
+            return found
+
+    def _take(self, scheduler: Scheduler, waiting: _Waiting) -> None:
+        order, number = waiting.order, waiting.number
+        assert order
+        row = self.engine.row(
+            number, order.prompt, order.decoding, lambda _, text: order.on_text(text), order.top
+        )
+        if isinstance(row, Failure):
+            order.on_done(row)
+            return
+        self._running[number] = (row, order)
+        scheduler.add([row])
+
+    def _forget(self, scheduler: Scheduler) -> None:
+        with self._changed:
+            gone, self._cancelled = self._cancelled, set()
+            if self._closing:
+                gone = set(self._running)
+        for number in gone:
+            found = self._running.pop(number, None)
+            if found is not None:
+                scheduler.cancel(number)
+                if self._closing:
+                    found[1].on_done(Failure("the server is being shut down"))
+
+    def _answered(self, number: int, answer: Answer) -> None:
+        found = self._running.pop(number, None)
+        if found is None:
+            return
+        row, order = found
+        if not self.engine.chat.template:
+            answer = replace(answer, text=answer.text.strip())
+        decode = self.engine.chat.decode
+        chances = tuple(
+            {
+                "token": decode([chosen.token]),
+                "log_probability": chosen.log_probability,
+                "likeliest": [[decode([token]), p] for token, p in chosen.likeliest],
+            }
+            for chosen in row.told
+        )
+        order.on_done(Said(answer, row.cached, chances))
+
+
+class Pool:
+    """A few threads, each with one prompt at a time: for engines that batch by themselves."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="desk")
+
+    def submit(self, order: Order) -> Callable[[], None]:
+        gone = threading.Event()
+        self._threads.submit(self._answer, order, gone)
+        return gone.set
+
+    def call(self, work: Callable[[], Any]) -> Future[Any]:
+        return self._threads.submit(work)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def _answer(self, order: Order, gone: threading.Event) -> None:
+        if gone.is_set():
+            return
+        try:
+            [found] = self.engine.generate([order.prompt], order.decoding, weights=order.weights)
+        except TuneworthyError as error:
+            found = Failure(str(error))
+        except Exception as error:
+            found = Failure(type(error).__name__)
+        if isinstance(found, Failure):
+            order.on_done(found)
+            return
+        order.on_text(found.text)
+        order.on_done(Said(found))
