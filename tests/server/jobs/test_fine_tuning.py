@@ -101,7 +101,7 @@ def test_a_job_that_decides_says_whether_training_was_worth_it(server: Server) -
     [record] = [
         found
         for path in (server.state / "models").iterdir()
-        if (found := json.loads(path.read_text()))["name"] == job.fine_tuned_model
+        if (found := json.loads(path.read_text()))["model"] == job.fine_tuned_model
     ]
     assert record["arm"] == job.result["arm"] != "lora"
 

@@ -22,7 +22,7 @@ from tuneworthy.server.jobs.worker import JOBS_VARIABLE
 def is_whole(server: Server, job: object) -> None:
     """One result, one model, one run; every file reads to its end."""
     records = [json.loads(path.read_text()) for path in (server.state / "models").iterdir()]
-    assert Counter(record["name"] for record in records)[job.fine_tuned_model] == 1  # type: ignore[attr-defined]
+    assert Counter(record["model"] for record in records)[job.fine_tuned_model] == 1  # type: ignore[attr-defined]
     folder = server.state / "jobs" / job.id  # type: ignore[attr-defined]
     assert len([*folder.glob("runs/[!.]*")]) == 1
     [run] = store.runs(folder)

@@ -13,7 +13,7 @@ import pytest
 
 from tuneworthy.errors import ProjectError
 from tuneworthy.server.jobs import queue as queues
-from tuneworthy.server.jobs.queue import CHANGES, WAITING, Event, Lost, NotNow, Queue
+from tuneworthy.server.jobs.queue import CHANGES, WAITING, Event, Lost, NotNow, Queue, Unreachable
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -167,3 +167,10 @@ def test_another_kind_of_database_is_an_error() -> None:
         Queue("mysql://root@host/jobs")
     assert str(wrong.value) == "--jobs: the queue of jobs is SQLite or PostgreSQL, not 'mysql'"
     assert wrong.value.hint == "--jobs postgresql://user@host/database"
+
+
+def test_a_database_that_does_not_answer_is_said_in_a_line() -> None:
+    with pytest.raises(Unreachable) as wrong:
+        Queue("postgresql://somebody:secret@127.0.0.1:1/jobs")
+    assert str(wrong.value).startswith("--jobs: the queue of jobs does not answer: connection fail")
+    assert "secret" not in str(wrong.value) and "\n" not in str(wrong.value)

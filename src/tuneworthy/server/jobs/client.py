@@ -44,6 +44,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to work: one worker process, watched. `stop` ends it."""
+        self.uploads.tidy()
         self.watch.start()
 
     def stop(self) -> None:

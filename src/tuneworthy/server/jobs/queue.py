@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +51,10 @@ class NotNow(Exception):
         self.status = status
 
 
+class Unreachable(StorageError):
+    """The database does not answer: nothing is known of any job until it does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One row. `request` is what was asked for, `result` what came of it; times in seconds."""
@@ -87,16 +92,27 @@ class Queue:
 
         self.tables = tables
         self.engine = _engine(where)
-        tables.create(self.engine)
+        with self._transaction() as connection:
+            tables.create(connection)
 
     def close(self) -> None:
         self.engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        from sqlalchemy.exc import OperationalError
+
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise _unreachable(error) from None
 
     # What users do
 
     def create(self, id_: str, request: Mapping[str, Any]) -> Job:
         jobs = self.tables.JOBS
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(
                 jobs.insert().values(
                     id=id_,
@@ -111,7 +127,7 @@ class Queue:
             return self._row(connection, id_)
 
     def get(self, id_: str) -> Job | None:
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             found = connection.execute(
                 self.tables.JOBS.select().where(self.tables.JOBS.c.id == id_)
             ).first()
@@ -124,7 +140,7 @@ class Queue:
         """
         jobs = self.tables.JOBS
         wanted = jobs.select().order_by(jobs.c.created.desc(), jobs.c.id.desc())
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             if after is not None:
                 mark = self._row(connection, after)
                 wanted = wanted.where(
@@ -140,7 +156,7 @@ class Queue:
         Raises KeyError if there is no such job, NotNow if its status does not allow it.
         """
         jobs = self.tables.JOBS
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             before = self._row(connection, id_, lock=True)
             if before.status not in CHANGES[status]:
                 raise NotNow(before.status)
@@ -166,7 +182,7 @@ class Queue:
         wanted = events.select().where(events.c.job == id_).order_by(events.c.number.desc())
         if after is not None:
             wanted = wanted.where(events.c.number < after)
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(wanted.limit(limit + 1)).all()
         return [_event(row) for row in rows[:limit]], len(rows) > limit
 
@@ -178,7 +194,7 @@ class Queue:
         What `owner` itself holds was left by a process that died: a name belongs to one process.
         """
         jobs = self.tables.JOBS
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             now = self._now(connection)
             free = (jobs.c.owner.is_(None)) | (jobs.c.owner == owner) | (jobs.c.lease_until < now)
             found = connection.execute(
@@ -209,19 +225,19 @@ class Queue:
 
     def renew(self, job: Job) -> None:
         """Say that the worker lives. Raises Lost."""
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             until = self._now(connection) + LEASE_SECONDS
             self._set(connection, job, lease_until=until)
 
     def tell(self, job: Job, events: Sequence[Event], status: Status | None = None) -> None:
         """Add events, those that are there already left out; with a new status. Raises Lost."""
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             self._set(connection, job, **({"status": status} if status else {}))
             self._tell(connection, job.id, events)
 
     def release(self, job: Job, event: Event) -> None:
         """Put the job back: this worker stops, and did not die. Raises Lost."""
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             self._set(connection, job, owner=None, lease_until=None, deaths=0)
             self._tell(connection, job.id, [event])
 
@@ -235,7 +251,7 @@ class Queue:
         error: Mapping[str, Any] | None = None,
     ) -> None:
         """The end of a job: once, by the worker that holds it. Raises Lost."""
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             self._set(
                 connection,
                 job,
@@ -344,13 +360,13 @@ def _engine(where: Path | str) -> Engine:
         ) from None
 
 
-def unreachable(error: Exception) -> StorageError:
-    """A database that does not answer, in one line without its password."""
-    first = str(error).strip().splitlines()[0][:160]
-    return StorageError(
-        f"the queue of jobs does not answer: {first}",
+def _unreachable(error: Exception) -> Unreachable:
+    """The database's complaint in one line; its address may hold a password, and is left out."""
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return Unreachable(
+        f"the queue of jobs does not answer: {lines[0][:160] if lines else type(error).__name__}",
         where="--jobs",
-        hint="psql postgresql://user@host/database",
+        hint="is the database up, and is there room on its disk?",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Double, Engine, Integer, MetaData, String, Table, Text, text
+from sqlalchemy import Column, Connection, Double, Integer, MetaData, String, Table, Text, text
 
 _METADATA = MetaData()
 
@@ -38,9 +38,8 @@ _LOCK = 7_386_001
 """Of PostgreSQL's advisory locks: two processes may not create the tables at once."""
 
 
-def create(engine: Engine) -> None:
+def create(connection: Connection) -> None:
     """Create what is missing."""
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"select pg_advisory_xact_lock({_LOCK})"))
-        _METADATA.create_all(connection)
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"select pg_advisory_xact_lock({_LOCK})"))
+    _METADATA.create_all(connection)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 from tuneworthy import store
-from tuneworthy.server.jobs import project
-from tuneworthy.server.jobs.queue import Event, Job, Lost, Queue
+from tuneworthy.server.jobs import project, queue
+from tuneworthy.server.jobs.queue import Event, Job, Lost, Queue, Unreachable
 from tuneworthy.store import RunFolder
 
 RENEW_SECONDS = 1.0
@@ -36,7 +38,7 @@ class Teller:
         self.run: RunFolder | None = None
         self.lost = threading.Event()
         self._waiting: list[Event] = []
-        self._lock = threading.Lock()
+        self._lock, self._flushing = threading.Lock(), threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._said = 0
@@ -75,25 +77,36 @@ class Teller:
                 self._waiting.append(event)
 
     def flush(self) -> None:
-        """Write what was collected. Raises Lost."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        if waiting:
-            self.queue.tell(self.job, waiting)
+        """Write what was collected. Raises Lost, Unreachable."""
+        with self._flushing:
+            with self._lock:
+                waiting = [*self._waiting]
+            if waiting:
+                self.queue.tell(self.job, waiting)
+            with self._lock:
+                del self._waiting[: len(waiting)]
 
     def message(self, text: str, level: Literal["info", "warn"] = "info") -> Event:
         """An event in words; told again in another life of the job, it is another event."""
         self._said += 1
+        text = text.replace(f"{self.folder}{os.sep}", "")
         return Event(f"{self.job.fence}:{self._said}", text, level)
 
     def _renew(self) -> None:
+        heard = time.monotonic()
         while not self._done.wait(RENEW_SECONDS):
             try:
                 self.queue.renew(self.job)
                 self.flush()
+                heard = time.monotonic()
             except Lost:
                 self.lost.set()
                 return
+            except Unreachable:
+                # It may be back before the claim has run out; after that, others may have the job.
+                if time.monotonic() - heard > queue.LEASE_SECONDS:
+                    self.lost.set()
+                    return
 
     def _event(self, record: dict[str, Any]) -> Event | None:
         if record.get("phase") == "training" and "step" in record:

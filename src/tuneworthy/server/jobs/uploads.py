@@ -20,6 +20,8 @@ from tuneworthy.errors import DataError
 RECORD = "file.json"
 ID = re.compile(r"file-[0-9a-f]{24}")
 LONGEST_NAME = 200
+DEAD_SECONDS = 24 * 3600.0
+"""No upload takes a day."""
 
 
 class Uploads:
@@ -74,6 +76,14 @@ class Uploads:
         with suppress(FileNotFoundError):
             (self.folder / id_).rename(gone)
         store.remove(gone)
+
+    def tidy(self) -> None:
+        """Remove what killed processes have left half done; what may still be under way stays."""
+        left = [*self.folder.glob(".draft-*"), *self.folder.glob(".gone-*")]
+        for folder in left:
+            with suppress(FileNotFoundError):
+                if time.time() - folder.stat().st_mtime > DEAD_SECONDS:
+                    store.remove(folder)
 
 
 class Draft:

@@ -26,11 +26,12 @@ from filelock import BaseFileLock, FileLock, Timeout
 from tuneworthy import store
 from tuneworthy.errors import DataError, StorageError, TuneworthyError
 from tuneworthy.server.jobs import project
-from tuneworthy.server.jobs.queue import MOST_DEATHS, WAITING, Event, Job, Lost, Queue
+from tuneworthy.server.jobs.queue import MOST_DEATHS, WAITING, Event, Job, Lost, Queue, Unreachable
 from tuneworthy.server.jobs.telling import Stopped, Teller
 
 JOBS_VARIABLE = "TUNEWORTHY_JOBS"
 IDLE_SECONDS = 0.5
+RETRY_SECONDS = 5.0
 Say = Callable[[str], None]
 
 
@@ -67,15 +68,22 @@ class Worker:
         try:
             self._tidy()
             while not self.ending.is_set():
-                job = self.queue.claim(name)
-                if job is None:
-                    self.ending.wait(IDLE_SECONDS)
-                    continue
-                self.say(f"{job.id}: begun ({job.status})")
-                self.say(f"{job.id}: {self.bring_to_its_end(job)}")
-                gc.collect()
+                try:
+                    self._next(name)
+                except Unreachable as error:
+                    self.say(f"{error}; trying again")
+                    self.ending.wait(RETRY_SECONDS)
         finally:
             lock.release()
+
+    def _next(self, name: str) -> None:
+        job = self.queue.claim(name)
+        if job is None:
+            self.ending.wait(IDLE_SECONDS)
+            return
+        self.say(f"{job.id}: begun ({job.status})")
+        self.say(f"{job.id}: {self.bring_to_its_end(job)}")
+        gc.collect()  # a model is large
 
     def bring_to_its_end(self, job: Job) -> str:
         """Run a job that this worker holds; how it ended, in a word."""
@@ -97,6 +105,8 @@ class Worker:
                 if stopped.why == "lost":
                     return self._taken_away(job)
                 return self._put_back(job, teller, "The worker is ended; the job waits for another")
+            except Unreachable:
+                raise  # nobody can be told; what is on disk is gone on from
             except Exception as error:
                 return self._failed(job, teller, error)
 
@@ -122,7 +132,7 @@ class Worker:
             return self._put_back(job, teller, "Waiting for another process to leave the run")
         if not isinstance(error, TuneworthyError):
             traceback.print_exception(error)
-        record = failure(error)
+        record = failure(error, teller.folder)
         event = Event(f"{job.fence}:failed", record["message"], "error")
         try:
             with suppress(Lost):
@@ -160,8 +170,8 @@ class Worker:
                 path.unlink(missing_ok=True)
 
 
-def failure(error: Exception) -> dict[str, Any]:
-    """The `error` of a failed job, in OpenAI's three fields."""
+def failure(error: Exception, folder: Path) -> dict[str, Any]:
+    """The `error` of a failed job, in OpenAI's three fields; paths are those of its folder."""
     if not isinstance(error, TuneworthyError):
         text = f"{type(error).__name__}: {str(error)[:300]}"
         return {"code": "internal_error", "message": text, "param": None}
@@ -170,6 +180,7 @@ def failure(error: Exception) -> dict[str, Any]:
         param = "validation_file" if "validation." in str(error.where) else "training_file"
         code = f"invalid_{param}"
     text = f"{error} ({error.hint})" if error.hint else str(error)
+    text = text.replace(f"{folder}{os.sep}", "")
     return {"code": code, "message": text, "param": param}
 
 
