@@ -59,7 +59,7 @@ def create_app(
         return PlainTextResponse(generate_latest(metrics.registry))
 
     if find_spec("tuneworthy.server.ui") is not None:
-        from tuneworthy.server import ui  # type: ignore[attr-defined]
+        from tuneworthy.server import ui
 
         ui.mount(app, house)
 
