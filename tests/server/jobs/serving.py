@@ -22,6 +22,7 @@ from tests.server.jobs.slow_worker import REAL
 
 ROOT = Path(__file__).parents[3]
 SLOW_WORKER = (sys.executable, "-m", "tests.server.jobs.slow_worker")
+STAND_IN = "gpt-4o-mini-2024-07-18"
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -166,37 +167,14 @@ def main() -> None:
 
 
 def serve(state: Path, port: int, where: str | None, tasks: list[Path]) -> None:
-    from contextlib import asynccontextmanager
-    from types import SimpleNamespace
-
-    import uvicorn
-    from fastapi import FastAPI
-
-    from tuneworthy.config import load_project
-    from tuneworthy.server.jobs.client import Jobs
+    """`tuneworthy serve`, but for the slow worker."""
+    from tuneworthy.server import running
+    from tuneworthy.server.house import House
     from tuneworthy.server.jobs.watching import Watch
-    from tuneworthy.server.openai import files, fine_tuning
 
-    jobs = Jobs(state, where)
-    jobs.watch = Watch(state, where, SLOW_WORKER)
-    loaded = [load_project(task) for task in tasks]
-    house = SimpleNamespace(
-        state=state,
-        jobs=jobs,
-        projects={project.task: project for project in loaded},
-        stand_ins={"gpt-4o-mini-2024-07-18": "fake"},
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI):  # type: ignore[no-untyped-def]
-        jobs.start()
-        yield
-        jobs.stop()
-
-    app = FastAPI(lifespan=lifespan)
-    app.include_router(files.router(house))
-    app.include_router(fine_tuning.router(house))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    house = House(tasks, state, jobs=where, stand_ins={STAND_IN: "fake"})
+    house.jobs.watch = Watch(state, where, SLOW_WORKER)
+    running.run(house, "127.0.0.1", port)
 
 
 if __name__ == "__main__":
