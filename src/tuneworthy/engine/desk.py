@@ -16,12 +16,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from tuneworthy.engine import hardware
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.local import LocalEngine
 from tuneworthy.errors import TuneworthyError
 from tuneworthy.types import Answer, Decoding, Engine, Failure, Prompt, Weights
 
 TURN_SECONDS = 2.0
+SHUT = "the server is being shut down"
 POOL_THREADS = 8
 """Requests at one time to an engine that has no scheduler of ours."""
 
@@ -54,8 +56,14 @@ class Order:
 class Desk(Protocol):
     """Where the server takes its orders to."""
 
+    chances: bool
+    """Whether it tells how likely tokens were."""
+
     def submit(self, order: Order) -> Callable[[], None]:
-        """Take an order; what is given back forgets it, whether it waits or runs."""
+        """Take an order; what is given back forgets it, whether it waits or runs.
+
+        Raises TuneworthyError if the order's grammar cannot be used.
+        """
         ...
 
     def call(self, work: Callable[[], Any]) -> Future[Any]:
@@ -70,11 +78,12 @@ def open_desk(engine: Engine) -> Desk:
     return Batching(engine) if isinstance(engine, LocalEngine) else Pool(engine)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     number: int
-    order: Order | None
     since: float
+    order: Order | None = None
+    row: Row | None = None
     work: Callable[[], Any] | None = None
     done: Future[Any] | None = None
 
@@ -89,6 +98,8 @@ class _Waiting:
 class Batching:
     """One thread, one scheduler at a time."""
 
+    chances = True
+
     def __init__(self, engine: LocalEngine) -> None:
         self.engine = engine
         self._numbers = itertools.count()
@@ -101,13 +112,18 @@ class Batching:
         self._thread.start()
 
     def submit(self, order: Order) -> Callable[[], None]:
+        """Encoded here, in the caller's thread: what is wrong with an order is its own affair."""
         number = next(self._numbers)
-        self._put(_Waiting(number, order, time.monotonic()))
+        row = self._row(number, order)
+        if isinstance(row, Failure):
+            order.on_done(row)
+            return lambda: None
+        self._put(_Waiting(number, time.monotonic(), order, row))
         return lambda: self._cancel(number)
 
     def call(self, work: Callable[[], Any]) -> Future[Any]:
         done: Future[Any] = Future()
-        self._put(_Waiting(next(self._numbers), None, time.monotonic(), work, done))
+        self._put(_Waiting(next(self._numbers), time.monotonic(), work=work, done=done))
         return done
 
     def close(self) -> None:
@@ -119,8 +135,27 @@ class Batching:
 
     def _put(self, waiting: _Waiting) -> None:
         with self._changed:
-            self._waiting.append(waiting)
-            self._changed.notify()
+            if not self._closing:
+                self._waiting.append(waiting)
+                self._changed.notify()
+                return
+        _turn_away(waiting)
+
+    def _row(self, number: int, order: Order) -> Row | Failure:
+        def tell(_: int, text: str) -> None:
+            order.on_text(self._safe(text, order.decoding.stop))
+
+        return self.engine.row(number, order.prompt, order.decoding, tell, order.top)
+
+    def _safe(self, text: str, stop: tuple[str, ...]) -> str:
+        """As much of a text as will stand in the answer, whatever comes next."""
+        # Half a character comes out as U+FFFD until its other half is there.
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        for end in (*self.engine.chat.stop, *stop):
+            half = next((n for n in range(len(end) - 1, 0, -1) if text.endswith(end[:n])), 0)
+            text = text[: len(text) - half]
+        # The plain format's answers are stripped.
+        return text if self.engine.chat.template else text.strip()
 
     def _cancel(self, number: int) -> None:
         with self._changed:
@@ -145,10 +180,7 @@ class Batching:
             else:
                 self._serve(first)
         for waiting in self._waiting:
-            if waiting.order:
-                waiting.order.on_done(Failure("the server is being shut down"))
-            elif waiting.done:
-                waiting.done.cancel()
+            _turn_away(waiting)
 
     def _call(self, waiting: _Waiting) -> None:
         assert waiting.work and waiting.done
@@ -162,23 +194,34 @@ class Batching:
         assert first.order
         try:
             scheduler = self.engine.scheduler(first.order.weights, self._answered)
-            while True:
-                for waiting in self._joining(first.key):
-                    self._take(scheduler, waiting)
-                self._forget(scheduler)
-                if not scheduler.busy:
-                    return
-                scheduler.step()
+            with hardware.kept_memory():
+                while True:
+                    for waiting in self._joining(first.key):
+                        assert waiting.row and waiting.order
+                        self._running[waiting.number] = waiting.row, waiting.order
+                        scheduler.add([waiting.row])
+                    self._forget(scheduler)
+                    if not scheduler.busy:
+                        return
+                    scheduler.step()
         except Exception as error:
             # Whatever it was, those who wait hear of it, and the next ones find a desk at work.
-            reason = str(error) if isinstance(error, TuneworthyError) else type(error).__name__
-            running, self._running = self._running, {}
-            for _, order in running.values():
-                order.on_done(Failure(reason))
             with self._changed:
                 if first in self._waiting:
                     self._waiting.remove(first)
-                    first.order.on_done(Failure(reason))
+                    first.order.on_done(Failure(_reason(error)))
+            self._failed(_reason(error))
+
+    def _failed(self, reason: str) -> None:
+        """Rows whose grammar broke are to blame; the others begin again and say the same."""
+        running, self._running = self._running, {}
+        broken = {n for n, (row, _) in running.items() if row.matcher and row.matcher.is_error()}
+        for number, (_, order) in running.items():
+            again = self._row(number, order) if broken and number not in broken else None
+            if isinstance(again, Row):
+                self._put(_Waiting(number, time.monotonic(), order, again))
+            else:
+                order.on_done(Failure(reason))
 
     def _joining(self, key: str) -> list[_Waiting]:
         """Orders with these weights, taken out of the queue; none if others have waited long."""
@@ -192,18 +235,6 @@ class Batching:
                 self._waiting.remove(waiting)
             return found
 
-    def _take(self, scheduler: Scheduler, waiting: _Waiting) -> None:
-        order, number = waiting.order, waiting.number
-        assert order
-        row = self.engine.row(
-            number, order.prompt, order.decoding, lambda _, text: order.on_text(text), order.top
-        )
-        if isinstance(row, Failure):
-            order.on_done(row)
-            return
-        self._running[number] = (row, order)
-        scheduler.add([row])
-
     def _forget(self, scheduler: Scheduler) -> None:
         with self._changed:
             gone, self._cancelled = self._cancelled, set()
@@ -214,7 +245,7 @@ class Batching:
             if found is not None:
                 scheduler.cancel(number)
                 if self._closing:
-                    found[1].on_done(Failure("the server is being shut down"))
+                    found[1].on_done(Failure(SHUT))
 
     def _answered(self, number: int, answer: Answer) -> None:
         found = self._running.pop(number, None)
@@ -235,8 +266,21 @@ class Batching:
         order.on_done(Said(answer, row.cached, chances))
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, TuneworthyError) else type(error).__name__
+
+
+def _turn_away(waiting: _Waiting) -> None:
+    if waiting.order:
+        waiting.order.on_done(Failure(SHUT))
+    elif waiting.done:
+        waiting.done.cancel()
+
+
 class Pool:
     """A few threads, each with one prompt at a time: for engines that batch by themselves."""
+
+    chances = False
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -258,10 +302,8 @@ class Pool:
             return
         try:
             [found] = self.engine.generate([order.prompt], order.decoding, weights=order.weights)
-        except TuneworthyError as error:
-            found = Failure(str(error))
         except Exception as error:
-            found = Failure(type(error).__name__)
+            found = Failure(_reason(error))
         if isinstance(found, Failure):
             order.on_done(found)
             return

@@ -58,8 +58,7 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.decoding.temperature > 0:
-            seed = self.decoding.seed * 1_000_003 + self.position
-            self.random = torch.Generator().manual_seed(seed)
+            self.random = torch.Generator().manual_seed(row_seed(self.decoding, self.position))
         if self.held:
             self.matcher = self.held.matcher()
 
@@ -67,6 +66,10 @@ class Row:
     def room(self) -> int:
         """Tokens that may still come."""
         return self.decoding.max_tokens - len(self.said)
+
+
+def row_seed(decoding: Decoding, position: int) -> int:
+    return decoding.seed * 1_000_003 + position
 
 
 class Scheduler:

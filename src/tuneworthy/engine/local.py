@@ -15,7 +15,7 @@ import torch
 from llguidance import LLTokenizer
 
 from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware, runner
-from tuneworthy.engine.generation import OnText, Row, Scheduler
+from tuneworthy.engine.generation import OnText, Row, Scheduler, row_seed
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
 from tuneworthy.engine.runner import Runner
@@ -172,7 +172,11 @@ class LocalEngine:
         if len(ids) + decoding.max_tokens > self.base.context_length:
             return Failure(f"prompt of {len(ids)} tokens does not fit the context")
         held = self._held(decoding.grammar) if decoding.grammar else None
-        return Row(position, ids, decoding, held, on_text, top)
+        row = Row(position, ids, decoding, held, on_text, top)
+        if row.random:
+            # The seed alone decides, not how many came before: as for a prompt on its own.
+            row.random.manual_seed(row_seed(decoding, 0))
+        return row
 
     def score(
         self,

@@ -46,19 +46,22 @@ class Wishes:
         )
 
 
+class Unable(Exception):
+    """The arm cannot do what a parameter asks for."""
+
+    def __init__(self, text: str, param: str) -> None:
+        super().__init__(text)
+        self.text, self.param = text, param
+
+
 class Stream:
     """One answer on its way. A reader that is slow finds the newest text: nothing piles up."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop, self._changed = loop, asyncio.Event()
         self._text = ""
-        self._held = 0
-        """Letters at the end that may turn out to belong to a stop string."""
         self.result: Said | Failure | None = None
         self.cancel: Callable[[], None] = lambda: None
-
-    def hold_back(self, stops: tuple[str, ...]) -> None:
-        self._held = max((len(stop) - 1 for stop in stops), default=0)
 
     def on_text(self, text: str) -> None:
         """Called by a desk's thread."""
@@ -86,9 +89,7 @@ class Stream:
         while self.result is None:
             await self._changed.wait()
             self._changed.clear()
-            text = self._text[: len(self._text) - self._held] if self._held else self._text
-            # Half a character comes out as U+FFFD until its other half is there.
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            text = self._text
             if self.result is None and len(text) > len(sent) and text.startswith(sent):
                 yield text[len(sent) :]
                 sent = text
@@ -110,7 +111,11 @@ class Answering:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
     async def answer(self, run: RunFolder, arm: str, prompt: Prompt, wishes: Wishes) -> Stream:
-        """Begin to answer. Raises TuneworthyError if the run cannot be opened."""
+        """Begin to answer.
+
+        Raises Unable for a wish that the arm cannot fulfil, TuneworthyError if the run cannot be
+        opened.
+        """
         loop = asyncio.get_running_loop()
         stream = Stream(loop)
         await loop.run_in_executor(self._thread, self._begin, run, arm, prompt, wishes, stream)
@@ -126,10 +131,15 @@ class Answering:
         serving, desk = self._opened(run)
         fitted = self._fitted(serving, arm)
         if not isinstance(fitted, FittedRecipe) or _whole(fitted, wishes):
+            if wishes.top is not None:
+                raise Unable(f"{arm} does not answer token by token", "logprobs")
+            if wishes.grammar is not None:
+                raise Unable(f"{arm} says labels and nothing else", "response_format")
             self._at_once(desk, fitted, prompt, stream)
             return
+        if wishes.top is not None and not desk.chances:
+            raise Unable("this base does not tell how likely its tokens are", "logprobs")
         decoding = wishes.applied(fitted.decoding)
-        stream.hold_back(decoding.stop)
         [full] = fitted.prompts([prompt])
         order = Order(
             full, decoding, fitted.recipe.weights, stream.on_text, stream.on_done, wishes.top

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 
 from fastapi import FastAPI
@@ -59,9 +59,7 @@ def create_app(
         return PlainTextResponse(generate_latest(metrics.registry))
 
     if find_spec("tuneworthy.server.ui") is not None:
-        from tuneworthy.server import ui
-
-        ui.mount(app, house)
+        import_module("tuneworthy.server.ui").mount(app, house)
 
     def guarded(inner: object) -> Guard:
         guards.insert(0, Guard(inner, house.keys, metrics, hosts=hosts))  # type: ignore[arg-type]

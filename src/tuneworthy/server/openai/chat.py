@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tuneworthy.engine.desk import Said
 from tuneworthy.errors import TuneworthyError
-from tuneworthy.server.answering import Stream, Wishes
+from tuneworthy.server.answering import Stream, Unable, Wishes
 from tuneworthy.server.guard import Guard, Metrics
 from tuneworthy.server.house import House, Place
 from tuneworthy.server.openai.problems import Problem
@@ -53,7 +53,7 @@ class _Call:
     id: str
     created: int
     place: Place
-    streams: Sequence[Stream]
+    streams: list[Stream]
     prompts: Sequence[Prompt]
     """One a stream."""
 
@@ -88,11 +88,23 @@ class Completions:
             known = ", ".join(self.house.models()) or "none yet: tuneworthy decide"
             text = f"the model '{model:.80}' does not exist here (known: {known})"
             raise Problem(404, text, param="model", code="model_not_found")
-        streams = []
-        for prompt, wishes in asked:
-            streams.append(await self.house.answering.answer(place.run, place.arm, prompt, wishes))
-        id_ = f"{kind}-{secrets.token_hex(12)}"
-        return _Call(id_, int(time.time()), place, streams, [prompt for prompt, _ in asked])
+        call = _Call(
+            f"{kind}-{secrets.token_hex(12)}", int(time.time()), place, [], [p for p, _ in asked]
+        )
+        answer = self.house.answering.answer
+        try:
+            for prompt, wishes in asked:
+                call.streams.append(await answer(place.run, place.arm, prompt, wishes))
+                result = call.streams[-1].result
+                if isinstance(result, Failure):  # while there still is a status to say it with
+                    _said(result)
+        except Unable as error:
+            call.cancel()
+            raise Problem(400, error.text, param=error.param, code="unsupported_value") from None
+        except (asyncio.CancelledError, Problem):
+            call.cancel()
+            raise
+        return call
 
     async def whole(self, request: Request, call: _Call) -> list[Said]:
         """Wait for all answers; a caller who leaves frees the slots."""

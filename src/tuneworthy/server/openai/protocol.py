@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuneworthy.engine.grammar import check
+from tuneworthy.errors import ProjectError
 from tuneworthy.server.answering import Wishes
 from tuneworthy.server.openai.problems import Problem
+from tuneworthy.store import mended
 from tuneworthy.types import Grammar, Message, Prompt, Role
 
 ROLES: dict[str, Role] = {
@@ -44,7 +47,7 @@ class Turn(_Body):
     def message(self) -> Message:
         parts = self.content
         text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
-        return Message(ROLES[self.role], text)
+        return Message(ROLES[self.role], mended(text))
 
 
 class JsonSchema(_Body):
@@ -67,9 +70,15 @@ class ResponseFormat(_Body):
             return None
         if self.type == "json_object":
             return Grammar("json_schema", json.dumps({"type": "object"}))
+        where = "response_format.json_schema"
         if self.json_schema is None:
-            raise Problem(400, "json_schema is missing", param="response_format.json_schema")
-        return Grammar("json_schema", json.dumps(self.json_schema.schema_))
+            raise Problem(400, "json_schema is missing", param=where)
+        grammar = Grammar("json_schema", json.dumps(self.json_schema.schema_))
+        try:
+            check(grammar)
+        except ProjectError as error:
+            raise Problem(400, f"{error.what}", param=where) from None
+        return grammar
 
 
 class StreamOptions(_Body):
@@ -157,7 +166,7 @@ class CompletionRequest(_Common):
 
     def prompts(self) -> list[Prompt]:
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        return [(Message("user", text),) for text in texts]
+        return [(Message("user", mended(text)),) for text in texts]
 
     def choice(self, number: int) -> Wishes:
         return self.wishes(number, max_tokens=self.max_tokens, top=self.logprobs)
