@@ -20,6 +20,23 @@ FORM_BYTES = 64 * 2**10
 """What a form has beside the file."""
 CHUNK_BYTES = 2**20
 
+FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["purpose", "file"],
+                "properties": {
+                    "purpose": {"type": "string", "enum": ["fine-tune"]},
+                    "file": {"type": "string", "format": "binary"},
+                },
+            }
+        }
+    },
+}
+"""The form, for the published description: it is read here, so that its size can be limited."""
+
 Receive = Callable[[], Awaitable[Any]]
 
 
@@ -32,7 +49,7 @@ def router(house: Any) -> APIRouter:
     uploads = Uploads(house.state)
     routes = APIRouter(prefix="/v1/files", tags=["files"])
 
-    @routes.post("")
+    @routes.post("", openapi_extra={"requestBody": FORM})
     async def upload(request: Request) -> Response:
         return await _upload(request, uploads)
 
@@ -77,7 +94,8 @@ def router(house: Any) -> APIRouter:
 async def _upload(request: Request, uploads: Uploads) -> Response:
     limited = Request(request.scope, _limited(request.receive, LARGEST_BYTES + FORM_BYTES))
     try:
-        if int(request.headers.get("content-length") or 0) > LARGEST_BYTES + FORM_BYTES:
+        told = request.headers.get("content-length", "")
+        if told.isdigit() and int(told) > LARGEST_BYTES + FORM_BYTES:
             raise _TooLarge
         async with limited.form(max_files=1, max_fields=8) as form:
             return await _keep(form.get("purpose"), form.get("file"), uploads)

@@ -37,7 +37,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first: dict[str, Any] = dict(error.errors()[0])
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        # Between the names of fields stand those of a union's members.
+        inside = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        place = [part for part in inside if not part.startswith(("constrained-", "literal["))]
         param = ".".join(place) or None
         text = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
@@ -55,3 +57,8 @@ def install(app: FastAPI) -> None:
     async def ours(request: Request, error: TuneworthyError) -> Response:
         text = f"{error} ({error.hint})" if error.hint else str(error)
         return problem(503, text, code="not_available")
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        # The log has the traceback; the caller is not shown the inside.
+        return problem(500, f"the server failed: {type(error).__name__}", code="server_error")
