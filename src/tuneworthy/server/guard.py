@@ -78,6 +78,10 @@ class Refused(Exception):
         self.status, self.text, self.code, self.headers = status, text, code, headers or {}
 
 
+def _too_large() -> Refused:
+    return Refused(413, f"a request may have {BODY_BYTES:,} bytes", "request_too_large")
+
+
 def scope_of(path: str) -> Scope | None:
     """What a key must allow for a path; None where the page has its own door."""
     if path.startswith(("/v1/files", "/v1/fine_tuning")):
@@ -124,6 +128,8 @@ class Guard:
         async def watched(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                if scope["state"].get("too_large"):
+                    raise _too_large()  # whatever the route has made of half a body
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_added(message["headers"], api)]
             await send(message)
@@ -178,7 +184,7 @@ class Guard:
             return receive
         told = headers.get("content-length", "0")
         if not told.isdigit() or int(told) > BODY_BYTES:
-            raise Refused(413, f"a request may have {BODY_BYTES:,} bytes", "request_too_large")
+            raise _too_large()
         seen = 0
 
         async def counted() -> MutableMapping[str, Any]:
@@ -186,7 +192,8 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > BODY_BYTES:
-                raise Refused(413, f"a request may have {BODY_BYTES:,} bytes", "request_too_large")
+                scope["state"]["too_large"] = True
+                raise _too_large()
             return message
 
         return counted
