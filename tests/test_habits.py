@@ -55,6 +55,7 @@ TOOLS = {
     "ruff format": ["ruff", "format", "--check", "."],
     "mypy": ["mypy"],
     "import-linter": ["lint-imports"],
+    "bandit": ["bandit", "-q", "-r", "src", "-c", "pyproject.toml"],
 }
 
 
