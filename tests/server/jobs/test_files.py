@@ -64,13 +64,13 @@ def test_csv_and_json_are_taken(server: Server) -> None:
     ],
 )
 def test_broken_rows_are_refused_with_their_line(server: Server, text: str, said: str) -> None:
-    before = {path.name for path in (server.state / "files").iterdir()}
+    before = {path.name for path in (server.state / "files").glob("*")}
     with pytest.raises(openai.BadRequestError) as refused:
         put(server, text, "mine.jsonl")
     assert said in refused.value.message
     assert str(server.state) not in refused.value.message
     assert refused.value.param == "file" and refused.value.code == "invalid_file"
-    assert {path.name for path in (server.state / "files").iterdir()} == before
+    assert {path.name for path in (server.state / "files").glob("*")} == before
 
 
 def test_only_fine_tune_files_are_kept(server: Server) -> None:
