@@ -85,7 +85,9 @@ def _wanted(project: Project) -> list[str]:
 
 def _stop_with_parent() -> None:
     """Standard input ends when the server closes it, or is no more."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock would still be held when the interpreter ends.
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
@@ -24,9 +24,7 @@ def add(routes: APIRouter, site: Site) -> None:
     @routes.get("/playground")
     def playground(request: Request, a: str = "", b: str = "", prompt: str = "") -> Response:
         names = site.house.models()
-        arms = [name for name in names if "/" in name and not name.startswith("ft:")] or names
-        first = a if a in names else (arms or [""])[0]
-        second = b if b in names else next((x for x in reversed(arms) if x != first), first)
+        first, second = pair(names, a, b)
         return site.page(
             request, "playground.html", names=names, a=first, b=second, prompt=prompt[:LONGEST]
         )
@@ -59,6 +57,14 @@ def add(routes: APIRouter, site: Site) -> None:
             yield _line(_end(stream, place.arm))
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+def pair(names: Sequence[str], a: str, b: str) -> tuple[str, str]:
+    """The names asked for; instead of one that does not answer, another arm of the same task."""
+    first = a if a in names else next((n for n in names if "/" in n), (*names, "")[0])
+    task = first.partition("/")[0]
+    others = [n for n in names if n.startswith(f"{task}/") and n != first]
+    return first, b if b in names else (*others, first)[0]
 
 
 def _end(stream: Stream, arm: str) -> dict[str, Any]:
