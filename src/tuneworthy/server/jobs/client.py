@@ -53,8 +53,13 @@ class Jobs:
             self._queue.close()
 
     def create(self, request: dict[str, Any]) -> Job:
-        """A new job. `request` has every field that project.settings_of reads, checked."""
-        return self.queue.create(f"ftjob-{secrets.token_hex(12)}", request)
+        """A new job. `request` has every field that project.settings_of reads, checked.
+
+        Its rows are its own from here on: the uploaded files may be deleted.
+        """
+        id_ = f"ftjob-{secrets.token_hex(12)}"
+        project.write_project(self.state, id_, request)
+        return self.queue.create(id_, request)
 
     def get(self, id_: str) -> Job | None:
         return self.queue.get(id_) if ID.fullmatch(id_) else None

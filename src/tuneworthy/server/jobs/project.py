@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ KEPT_CHECKPOINTS = 3
 _RUN_FILES = ("config.json", "rows.jsonl", "ledger.jsonl", "checks.json", "seal.json")
 
 
-def decides(request: dict[str, Any]) -> bool:
+def decides(request: Mapping[str, Any]) -> bool:
     return (request.get("metadata") or {}).get("tuneworthy") == "decide"
 
 
@@ -34,12 +34,13 @@ def folder_of(state: Path, id_: str) -> Path:
     return state / "jobs" / id_
 
 
-def settings_of(job: Job, examples: str, validation: str | None) -> dict[str, Any]:
+def settings_of(
+    id_: str, request: Mapping[str, Any], examples: str, validation: str | None
+) -> dict[str, Any]:
     """tuneworthy.yaml of a job. The validation file is dev: what losses and choices are made on.
 
     The sealed test rows are always taken from the training file, so that nothing was chosen on them.
     """
-    request = job.request
     given = request["hyperparameters"]
     rate = given["learning_rate_multiplier"]
     lora = {
@@ -50,7 +51,7 @@ def settings_of(job: Job, examples: str, validation: str | None) -> dict[str, An
     data = {"examples": examples} | ({"dev": validation} if validation else {})
     return {
         **request["settings"],
-        "task": job.id,
+        "task": id_,
         "base": request["base"],
         "data": data,
         "arms": "auto" if decides(request) else [ARM],
@@ -59,32 +60,39 @@ def settings_of(job: Job, examples: str, validation: str | None) -> dict[str, An
     }
 
 
-def write_project(state: Path, job: Job) -> Project:
-    """The job's project folder, made or found again.
+def write_project(state: Path, id_: str, request: Mapping[str, Any]) -> None:
+    """Make the job's project folder, with links of its own to the rows.
 
-    Raises StorageError if this machine does not see the files: the state folder is not shared.
+    Raises StorageError if a file has just been deleted.
     """
+    uploads, folder = Uploads(state), folder_of(state, id_)
+    with store.guarded(folder):
+        folder.mkdir(parents=True)
+    names: list[str | None] = []
+    for role in ("training", "validation"):
+        file = request[f"{role}_file"]
+        if file is None:
+            names.append(None)
+            continue
+        if uploads.get(file) is None:
+            raise StorageError(f"the {role} file {file} is gone", hint="upload it again")
+        source = uploads.path(file)
+        link(source, folder / f"{role}{source.suffix}")
+        names.append(f"{role}{source.suffix}")
+    # JSON is YAML; it is written last, when all that it names is there.
+    settings = settings_of(id_, request, str(names[0]), names[1])
+    store.write_json(folder / PROJECT_FILE, settings)
+
+
+def open_project(state: Path, job: Job) -> Project:
+    """Raises StorageError if this machine does not see the job's folder."""
     folder = folder_of(state, job.id)
     if not (folder / PROJECT_FILE).exists():
-        uploads = Uploads(state)
-        names: list[str | None] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        for role in ("training", "validation"):
-            id_ = job.request[f"{role}_file"]
-            if id_ is not None and uploads.get(id_) is None:
-                raise StorageError(
-                    f"the {role} file {id_} is not here",
-                    where=str(state),
-                    hint="every worker sees one and the same state folder: ls "
-                    + str(uploads.folder),
-                )
-            source = uploads.path(id_) if id_ is not None else None
-            names.append(f"{role}{source.suffix}" if source else None)
-            if source:
-                link(source, folder / f"{role}{source.suffix}")
-        settings = settings_of(job, str(names[0]), names[1])
-        # JSON is YAML; it is written last, when all that it names is there.
-        store.write_json(folder / PROJECT_FILE, settings)
+        raise StorageError(
+            "the job's folder is not here: a worker sees the same state folder as its server",
+            where=str(folder),
+            hint=f"ls {folder.parent}",
+        )
     return load_project(folder)
 
 

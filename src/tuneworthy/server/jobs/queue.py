@@ -238,7 +238,8 @@ class Queue:
     def release(self, job: Job, event: Event) -> None:
         """Put the job back: this worker stops, and did not die. Raises Lost."""
         with self._transaction() as connection:
-            self._set(connection, job, owner=None, lease_until=None, deaths=0)
+            free = {"owner": None, "lease_until": None, "deaths": 0}
+            self._set(connection, job, status="queued", **free)
             self._tell(connection, job.id, [event])
 
     def finish(

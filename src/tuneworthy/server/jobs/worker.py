@@ -113,7 +113,7 @@ class Worker:
     def _run(self, job: Job, teller: Teller) -> tuple[str, store.RunFolder, dict[str, Any]]:
         from tuneworthy.workflows import deciding, single
 
-        made = project.write_project(self.state, job)
+        made = project.open_project(self.state, job)
         measured = None
         if project.decides(job.request):
             run = deciding.decide(made, listener=teller)
