@@ -1,8 +1,11 @@
 """A desk: takes prompts from many hands as they come, and answers them in the batches of one engine.
 
-An engine belongs to the one thread of its desk. Rows that are answered with the same weights run
-together; others wait for their turn, so that nobody starves: once somebody has waited for
+An engine belongs to the one thread of its desk. Rows that are answered with the same weights and begin
+alike run together; others wait for their turn, so that nobody starves: once somebody has waited for
 TURN_SECONDS, nobody joins those that run any more, and when they are done the weights are changed.
+
+What the prompts of a family begin with (an arm's examples, say) is learnt from those that come, and
+read once for all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from tuneworthy.errors import TuneworthyError
 from tuneworthy.types import Answer, Decoding, Engine, Failure, Prompt, Weights
 
 TURN_SECONDS = 2.0
+BEGINNING_TOKENS = 64
+"""Prompts that begin alike for fewer tokens are not kept apart from others."""
 SHUT = "the server is being shut down"
 POOL_THREADS = 8
 """Requests at one time to an engine that has no scheduler of ours."""
@@ -51,6 +56,8 @@ class Order:
     on_text: Callable[[str], None]
     on_done: Callable[[Said | Failure], None]
     top: int | None = None
+    family: str = ""
+    """Prompts of one family begin alike: those of one arm."""
 
 
 class Desk(Protocol):
@@ -86,13 +93,15 @@ class _Waiting:
     row: Row | None = None
     work: Callable[[], Any] | None = None
     done: Future[Any] | None = None
+    beginning: tuple[int, ...] = ()
 
     @property
-    def key(self) -> str:
+    def key(self) -> tuple[str, tuple[int, ...]]:
+        """Orders of one key are answered together."""
         if self.order is None:
-            return "work"
+            return "work", ()
         weights = self.order.weights
-        return f"{weights.kind}:{weights.folder}" if weights else ""
+        return f"{weights.kind}:{weights.folder}" if weights else "base", self.beginning
 
 
 class Batching:
@@ -107,6 +116,8 @@ class Batching:
         self._waiting: deque[_Waiting] = deque()
         self._cancelled: set[int] = set()
         self._running: dict[int, tuple[Row, Order]] = {}
+        self._families: dict[str, tuple[int, list[int]]] = {}
+        """How many prompts of a family have come, and what all of them begin with."""
         self._closing = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="desk")
         self._thread.start()
@@ -118,8 +129,21 @@ class Batching:
         if isinstance(row, Failure):
             order.on_done(row)
             return lambda: None
-        self._put(_Waiting(number, time.monotonic(), order, row))
+        beginning = self._begins(order.family, row.ids)
+        self._put(_Waiting(number, time.monotonic(), order, row, beginning=beginning))
         return lambda: self._cancel(number)
+
+    def _begins(self, family: str, ids: list[int]) -> tuple[int, ...]:
+        """What this prompt and those before it in its family begin with, if that is long."""
+        if not family:
+            return ()
+        with self._changed:
+            count, known = self._families.get(family, (0, ids[:-1]))
+            pairs = enumerate(zip(known, ids[:-1]))
+            same = next((i for i, (a, b) in pairs if a != b), min(len(known), len(ids) - 1))
+            self._families[family] = count + 1, known[:same]
+        # One prompt alone does not tell which part of it is its own.
+        return tuple(known[:same]) if count and same >= BEGINNING_TOKENS else ()
 
     def call(self, work: Callable[[], Any]) -> Future[Any]:
         done: Future[Any] = Future()
@@ -193,10 +217,13 @@ class Batching:
         """Answer rows with the first one's weights until they are done or others have waited."""
         assert first.order
         try:
-            scheduler = self.engine.scheduler(first.order.weights, self._answered)
+            scheduler = self.engine.scheduler(
+                first.order.weights, self._answered, beginning=first.beginning
+            )
+            joining = self._joining(first.key, first=True)
             with hardware.kept_memory():
                 while True:
-                    for waiting in self._joining(first.key):
+                    for waiting in joining:
                         assert waiting.row and waiting.order
                         self._running[waiting.number] = waiting.row, waiting.order
                         scheduler.add([waiting.row])
@@ -204,6 +231,7 @@ class Batching:
                     if not scheduler.busy:
                         return
                     scheduler.step()
+                    joining = self._joining(first.key)
         except Exception as error:
             # Whatever it was, those who wait hear of it, and the next ones find a desk at work.
             with self._changed:
@@ -223,12 +251,15 @@ class Batching:
             else:
                 order.on_done(Failure(reason))
 
-    def _joining(self, key: str) -> list[_Waiting]:
-        """Orders with these weights, taken out of the queue; none if others have waited long."""
+    def _joining(self, key: Any, *, first: bool = False) -> list[_Waiting]:
+        """Orders with these weights, taken out of the queue; none if others have waited long.
+
+        `first`: it is the turn of these weights, whoever waits.
+        """
         with self._changed:
             now = time.monotonic()
             late = any(w.key != key and now - w.since > TURN_SECONDS for w in self._waiting)
-            if self._closing or (late and self._running):
+            if self._closing or (late and not first):
                 return []
             found = [waiting for waiting in self._waiting if waiting.key == key]
             for waiting in found:
@@ -240,12 +271,11 @@ class Batching:
             gone, self._cancelled = self._cancelled, set()
             if self._closing:
                 gone = set(self._running)
-        for number in gone:
-            found = self._running.pop(number, None)
-            if found is not None:
-                scheduler.cancel(number)
-                if self._closing:
-                    found[1].on_done(Failure(SHUT))
+        for number in gone & set(self._running):
+            scheduler.cancel(number)
+            _, order = self._running.pop(number)
+            if self._closing:
+                order.on_done(Failure(SHUT))
 
     def _answered(self, number: int, answer: Answer) -> None:
         found = self._running.pop(number, None)

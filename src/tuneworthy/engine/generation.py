@@ -88,13 +88,19 @@ class Scheduler:
         decode: Callable[[Sequence[int]], str],
         on_answer: Callable[[int, Answer], None],
         say: Callable[[str], None] = lambda text: None,
+        beginning: Sequence[int] | None = None,
     ) -> None:
-        """`stop` are strings that end every answer, beside those of its own decoding."""
+        """`stop` are strings that end every answer, beside those of its own decoding.
+
+        `beginning`: what every row that will come begins with; None: what those that wait share,
+        each time that all before them are done.
+        """
         self.runner, self.stop_ids, self.stop = runner, stop_ids, stop
         self.decode, self.on_answer, self.say = decode, on_answer, say
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.beginning: list[int] = []
+        self._given = None if beginning is None else list(beginning)
         self._known = 0
         self.rows_at_most = runner.rows_at_most
         self._halved = False
@@ -107,6 +113,7 @@ class Scheduler:
         """Longest first: what needs most memory fails early, and rows of like length run together."""
         self.waiting.extend(sorted(rows, key=lambda row: -len(row.ids)))
 
+    @torch.inference_mode()
     def cancel(self, position: int) -> None:
         """Forget a row, wherever it is; its slot is free. Nothing happens if it is done."""
         for row in self.waiting:
@@ -179,10 +186,13 @@ class Scheduler:
     def _begin(self) -> None:
         """What all waiting rows begin with is read once, or was read for others before."""
         first = self.waiting[0].ids
-        shared = shared_prefix([row.ids for row in self.waiting])
         known = min(self.runner.known(first), len(first) - 1)
-        if len(self.waiting) == 1 and known >= SHARED_PREFIX_AT_LEAST:
-            shared = known
+        if self._given is not None:
+            shared = len(self._given)
+        else:
+            shared = shared_prefix([row.ids for row in self.waiting])
+            if len(self.waiting) == 1 and known >= SHARED_PREFIX_AT_LEAST:
+                shared = known
         if self.runner.rows_at_most == 1:
             shared = 0
         self.beginning = first[:shared]

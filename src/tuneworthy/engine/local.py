@@ -153,6 +153,7 @@ class LocalEngine:
         on_answer: Callable[[int, Answer], None],
         *,
         stop_ids: frozenset[int] | None = None,
+        beginning: Sequence[int] | None = None,
     ) -> Scheduler:
         """Rows of ids in, answers out; there is one at a time, for the weights that are loaded."""
         return Scheduler(
@@ -162,6 +163,7 @@ class LocalEngine:
             decode=self.chat.decode,
             on_answer=on_answer,
             say=self.say,
+            beginning=beginning,
         )
 
     def row(

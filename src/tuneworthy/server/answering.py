@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from tuneworthy import store
 from tuneworthy.arms import Fitted
 from tuneworthy.arms.recipe import FittedRecipe
 from tuneworthy.engine.desk import Desk, Order, Said, open_desk
 from tuneworthy.store import RunFolder
-from tuneworthy.types import Decoding, Engine, Failure, Grammar, Prompt
+from tuneworthy.types import Answer, Decoding, Engine, Failure, Grammar, Prompt
 from tuneworthy.workflows.serving import Serving, open_base
 
 
@@ -107,6 +108,8 @@ class Answering:
         self._servings: dict[Path, Serving] = {}
         self._engines: dict[str, tuple[Engine, Desk]] = {}
         self._arms: dict[tuple[Path, str, int], Fitted] = {}
+        self._whole: dict[int, SimpleQueue[tuple[Prompt, Stream]]] = {}
+        """Prompts that wait for an arm that answers many as fast as one, by the arm."""
         # Opening and preparing prompts: one at a time, and never in the event loop.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
@@ -142,19 +145,32 @@ class Answering:
         decoding = wishes.applied(fitted.decoding)
         [full] = fitted.prompts([prompt])
         order = Order(
-            full, decoding, fitted.recipe.weights, stream.on_text, stream.on_done, wishes.top
+            full,
+            decoding,
+            fitted.recipe.weights,
+            stream.on_text,
+            stream.on_done,
+            wishes.top,
+            family=f"{run.path}/{arm}",
         )
         stream.cancel = desk.submit(order)
 
     def _at_once(self, desk: Desk, fitted: Fitted, prompt: Prompt, stream: Stream) -> None:
-        """Arms that generate no text: a classifier, or the likeliest label."""
+        """Arms that generate no text (a classifier, or the likeliest label): all that wait at once."""
+        waiting = self._whole.setdefault(id(fitted), SimpleQueue())
+        waiting.put((prompt, stream))
 
         def work() -> None:
+            few: list[tuple[Prompt, Stream]] = []
+            while not waiting.empty():
+                few.append(waiting.get())
+            found: Sequence[Answer | Failure]
             try:
-                [found] = fitted.answer([prompt])
+                found = fitted.answer([prompt for prompt, _ in few]) if few else []
             except Exception as error:
-                found = Failure(str(error) or type(error).__name__)
-            stream.on_done(found if isinstance(found, Failure) else Said(found))
+                found = [Failure(str(error) or type(error).__name__)] * len(few)
+            for answer, (_, asked) in zip(found, few, strict=True):
+                asked.on_done(answer if isinstance(answer, Failure) else Said(answer))
 
         desk.call(work)
 
