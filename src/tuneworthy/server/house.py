@@ -85,11 +85,16 @@ class House:
         """Every name that answers: tasks, their arms, fine-tuned models."""
         names = []
         for task, project in self.projects.items():
-            if promotion.answering(project.folder) is None:
-                continue
+            if promotion.answering(project.folder) is not None:
+                names.append(task)
             run = self._run(project)
-            names += [task, *(f"{task}/{arm}" for arm in (measured_arms(run) if run else ()))]
+            names += [f"{task}/{arm}" for arm in (measured_arms(run) if run else ())]
         return [*names, *sorted(self._tuned())]
+
+    def folders(self) -> list[Path]:
+        """Folders that traffic is logged in: those of projects and of fine-tuned models."""
+        tuned = {Path(store.read_json(path)["project"]) for path in self._tuned().values()}
+        return [*(project.folder for project in self.projects.values()), *sorted(tuned)]
 
     def resolve(self, model: str, draw: random.Random | None = None) -> Place | None:
         """What answers under a name; None if nothing does. `draw` decides on canaries."""

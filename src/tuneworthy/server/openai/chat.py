@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -35,7 +36,6 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Annotated[str, Field(max_length=64)]
-    model: Annotated[str, Field(max_length=200)]
     thumbs: Literal["up", "down"] | None = None
     corrected: Annotated[str, Field(max_length=1_000_000)] | None = None
 
@@ -83,9 +83,12 @@ class Completions:
         self._background: set[asyncio.Task[None]] = set()
 
     async def begin(self, kind: str, model: str, asked: Sequence[tuple[Prompt, Wishes]]) -> _Call:
-        place = self.house.resolve(model)
+        place = await run_in_threadpool(self.house.resolve, model)
         if place is None:
-            known = ", ".join(self.house.models()) or "none yet: tuneworthy decide"
+            known = (
+                ", ".join(await run_in_threadpool(self.house.models))
+                or "none yet: tuneworthy decide"
+            )
             text = f"the model '{model:.80}' does not exist here (known: {known})"
             raise Problem(404, text, param="model", code="model_not_found")
         call = _Call(
@@ -119,8 +122,10 @@ class Completions:
                 work.cancel()
                 call.cancel()
 
-    def finish(self, request: Request, call: _Call, results: Sequence[Said]) -> dict[str, Any]:
-        """Count, log, let the shadow answer; the `usage` of the answer."""
+    async def finish(
+        self, request: Request, call: _Call, results: Sequence[Said]
+    ) -> dict[str, Any]:
+        """Count, log the first choice, let the shadow answer; the `usage` of the answer."""
         read = sum(said.answer.prompt_tokens for said in results)
         written = sum(said.answer.output_tokens for said in results)
         cached = sum(said.cached_tokens for said in results)
@@ -131,10 +136,10 @@ class Completions:
             self._guard().limits.spend(key, read + written)
         place, traffic = call.place, self.house.traffic
         if traffic is not None:
-            for prompt, said in zip(call.prompts, results):
-                traffic.record(
-                    place.project, call.id, place.model, place.arm, prompt, said.answer.text
-                )
+            prompt, text = call.prompts[0], results[0].answer.text
+            await run_in_threadpool(
+                traffic.record, place.project, call.id, place.model, place.arm, prompt, text
+            )
         if place.shadow is not None:
             task = asyncio.create_task(self._shadow(call))
             self._background.add(task)
@@ -157,9 +162,9 @@ class Completions:
         except TuneworthyError:
             return
         if isinstance(result, Said):
-            (self.house.traffic or Traffic()).shadow(
-                place.project, call.id, shadow.arm, result.answer.text
-            )
+            traffic = self.house.traffic or Traffic()
+            text = result.answer.text
+            await run_in_threadpool(traffic.shadow, place.project, call.id, shadow.arm, text)
 
     async def events(
         self,
@@ -192,7 +197,7 @@ class Completions:
                     yield _event({"error": error})
                     return
                 yield _event(piece(number, None, result))
-            told = self.finish(request, call, await call.results())
+            told = await self.finish(request, call, await call.results())
             if usage:
                 yield _event({**piece(-1, None, None), "choices": [], "usage": told})
             yield "data: [DONE]\n\n"
@@ -233,7 +238,8 @@ def router(house: House, metrics: Metrics, guard: Callable[[], Guard]) -> APIRou
             return _streamed(work.events(request, call, _chat_piece(call, body), usage))
         results = await work.whole(request, call)
         choices = [_chat_choice(n, said, body) for n, said in enumerate(results)]
-        return _answered(call, "chat.completion", choices, work.finish(request, call, results))
+        counted = await work.finish(request, call, results)
+        return _answered(call, "chat.completion", choices, counted)
 
     @routes.post("/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -245,17 +251,19 @@ def router(house: House, metrics: Metrics, guard: Callable[[], Guard]) -> APIRou
             return _streamed(work.events(request, call, _text_piece(call), usage))
         results = await work.whole(request, call)
         choices = [_text_choice(n, said, body) for n, said in enumerate(results)]
-        return _answered(call, "text_completion", choices, work.finish(request, call, results))
+        counted = await work.finish(request, call, results)
+        return _answered(call, "text_completion", choices, counted)
 
     @routes.post("/feedback")
     def feedback(body: Feedback) -> Response:
-        place = house.resolve(body.model)
-        if place is None:
-            raise Problem(404, f"the model '{body.model:.80}' does not exist here", param="model")
-        if house.traffic is None:
+        traffic = house.traffic
+        if traffic is None:
             text = "answers are not logged here: tuneworthy serve --log-traffic"
             raise Problem(409, text, code="traffic_not_logged")
-        if not house.traffic.feedback(place.project, body.id, body.thumbs, body.corrected):
+        if not any(
+            traffic.feedback(folder, body.id, body.thumbs, body.corrected)
+            for folder in house.folders()
+        ):
             raise Problem(404, f"no answer '{body.id}' was logged", param="id", code="not_found")
         return JSONResponse({"id": body.id, "object": "feedback"})
 
