@@ -207,8 +207,6 @@ def test_every_answer_carries_its_headers(client: TestClient) -> None:
         assert response.headers["x-content-type-options"] == "nosniff"
         assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
         assert response.headers["referrer-policy"] == "same-origin"
-    policy = client.get("/").headers["content-security-policy"]
-    assert "http" not in policy and "*" not in policy, "everything comes from here"
 
 
 def test_metrics_hold_no_names_that_callers_make_up(client: TestClient) -> None:
