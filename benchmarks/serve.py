@@ -43,8 +43,9 @@ KILL_SECONDS = 8.0
 """That one takes, a first guess."""
 ROWS, WARM_ROWS = 256, 8
 QUICK_ROWS = 64
-PROMPT_LETTERS = 600
-"""Of a function at most."""
+PROMPT_LETTERS, ANSWER_LETTERS = 600, 240
+"""Of a function and its docblock at most."""
+PROJECT_ROWS = 120
 WANTED_SHARE = 0.8
 """Of the batch's rate, promised."""
 LONG_ANSWER = 400
@@ -74,16 +75,21 @@ def project(rows: Rows, folder: Path) -> Path:
     }
     file = folder / PROJECT_FILE
     if not file.exists() or store.read_json(file) != wanted:
-        short = [r for r in rows.shuffled if len(r["prompt"]) <= PROMPT_LETTERS]
-        store.write_jsonl(folder / "examples.jsonl", islice(short, 120))
+        store.write_jsonl(folder / "examples.jsonl", islice(_short(rows), PROJECT_ROWS))
         store.write_json(file, wanted)  # JSON is YAML
     return folder
 
 
 def prompts(rows: Rows, count: int) -> list[list[dict[str, str]]]:
     """Functions that the project does not have, as callers send them: bare."""
-    short = [r for r in rows.shuffled if len(r["prompt"]) <= PROMPT_LETTERS]
-    return [[{"role": "user", "content": r["prompt"]}] for r in short[120 : 120 + count]]
+    found = islice(_short(rows), PROJECT_ROWS, PROJECT_ROWS + count)
+    return [[{"role": "user", "content": row["prompt"]}] for row in found]
+
+
+def _short(rows: Rows) -> Iterator[dict[str, str]]:
+    for row in rows.shuffled:
+        if len(row["prompt"]) <= PROMPT_LETTERS and len(row["completion"]) <= ANSWER_LETTERS:
+            yield row
 
 
 @dataclass
