@@ -41,6 +41,8 @@ class Arms:
         elif kind == "measured":
             keys = ("score", "interval", "done", "total")
             row |= {"state": "measured", "seconds_left": None, **{k: event[k] for k in keys}}
+            # More may be done with an arm after it was measured; this much stays.
+            row["measured"] = {key: row[key] for key in ("state", "seconds_left", *keys)}
         elif kind == "skipped":
             row["state"] = f"not measured: {event['reason']}"
 

@@ -6,8 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
 
+from tuneworthy.server.guard import scope_of
 from tuneworthy.server.house import House
 from tuneworthy.server.ui import (
     accounting,
@@ -45,6 +49,20 @@ def mount(app: FastAPI, house: House) -> None:
     for view in VIEWS:
         view.add(routes, site)
     app.include_router(routes)
+    others = app.exception_handlers.get(HTTPException, http_exception_handler)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if (
+            error.status_code == 404
+            and request.method == "GET"
+            and scope_of(request.url.path) is None
+        ):
+            return await site.nowhere(request)
+        found: Response = await others(request, error)  # type: ignore[misc]
+        return found
+
+    app.add_exception_handler(HTTPException, refused)
     inner = app.router.lifespan_context
 
     @asynccontextmanager

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
-from tuneworthy.errors import TuneworthyError
+from tuneworthy.errors import StorageError, TuneworthyError
 from tuneworthy.server.answering import Stream, Wishes
+from tuneworthy.server.house import House
+from tuneworthy.server.promotion import finished_run
+from tuneworthy.server.ui.rows import first_pair
 from tuneworthy.server.ui.site import Site, Unknown
 from tuneworthy.store import mended
 from tuneworthy.types import Failure, Message
@@ -24,7 +28,7 @@ def add(routes: APIRouter, site: Site) -> None:
     @routes.get("/playground")
     def playground(request: Request, a: str = "", b: str = "", prompt: str = "") -> Response:
         names = site.house.models()
-        first, second = pair(names, a, b)
+        first, second = pair(site.house, names, a, b)
         return site.page(
             request, "playground.html", names=names, a=first, b=second, prompt=prompt[:LONGEST]
         )
@@ -59,12 +63,17 @@ def add(routes: APIRouter, site: Site) -> None:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-def pair(names: Sequence[str], a: str, b: str) -> tuple[str, str]:
-    """The names asked for; instead of one that does not answer, another arm of the same task."""
-    first = a if a in names else next((n for n in names if "/" in n), (*names, "")[0])
-    task = first.partition("/")[0]
-    others = [n for n in names if n.startswith(f"{task}/") and n != first]
-    return first, b if b in names else (*others, first)[0]
+def pair(house: House, names: Sequence[str], a: str, b: str) -> tuple[str, str]:
+    """The names asked for; else the two arms that are worth comparing first, of the same task."""
+    named = [name for name in (a, b) if name in names]
+    task = (named or [*names, ""])[0].partition("/")[0]
+    if task in house.projects:
+        with suppress(StorageError):
+            named += [
+                f"{task}/{arm}" for arm in first_pair(finished_run(house.projects[task].folder))
+            ]
+    named = [*dict.fromkeys([*named, *names])]
+    return (named[0], named[1 % len(named)]) if named else ("", "")
 
 
 def _end(stream: Stream, arm: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Progress:
     @property
     def settled(self) -> int:
         """Arms with nothing more to come."""
-        return sum(arm["state"].startswith(("measured", "not measured")) for arm in self.arms)
+        return sum(map(_is_settled, self.arms))
 
     @property
     def left(self) -> float | None:
@@ -112,14 +112,19 @@ def _arms(
         for name in state["wanted"]:
             rows.setdefault(name, {"arm": name, **_WAITING})
     if not working:
-        # Nobody works on what had begun.
-        rows = {
-            name: row
-            if row["state"].startswith(("measured", "not measured"))
-            else {**row, "state": "not finished", "seconds_left": None}
-            for name, row in rows.items()
-        }
+        rows = {name: _at_rest(row) for name, row in rows.items()}
     return sorted(rows.values(), key=lambda row: _rank(row["arm"]))
+
+
+def _is_settled(row: dict[str, Any]) -> bool:
+    return "measured" in row or str(row["state"]).startswith("not measured")
+
+
+def _at_rest(row: dict[str, Any]) -> dict[str, Any]:
+    """A row on which nobody works any more."""
+    if _is_settled(row):
+        return {**row, **row.get("measured", {})}
+    return {**row, "state": "not finished", "seconds_left": None}
 
 
 _WAITING = {

@@ -107,6 +107,14 @@ class Site:
             response.headers.setdefault(name, value)
         return response
 
+    async def nowhere(self, request: Request) -> Response:
+        """For an address that is nobody's."""
+
+        async def missing(_: Request) -> Response:
+            raise Unknown(f"There is no page {request.url.path[:120]}.")
+
+        return await self._through(request, missing)
+
     def _problem(self, request: Request, status: int, what: str, hint: str) -> Response:
         return self.page(request, "problem.html", status, what=what, hint=hint)
 
