@@ -285,12 +285,22 @@ def record(
     tables: Sequence[str],
     installed: Mapping[str, Any],
     folder: Path = BENCHMARKS,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `results/<name>.json` and put a dated section on top of RESULTS.md."""
-    now, about = store.now(), machine()
+    """Write `results/<name>.json` and put a dated section on top of RESULTS.md.
+
+    `about` is the machine that measured, by default this one. Workloads that were not measured now
+    keep their figures if these are of the same machine and versions; each has its own date.
+    """
+    now, about = store.now(), about or machine()
+    file, kept = folder / "results" / f"{name}.json", {}
+    if file.exists():
+        before = store.read_json(file)
+        if (before["machine"], before["versions"]) == (dict(about), dict(installed)):
+            kept = before["workloads"]
+    workloads = kept | {key: {**figures, "date": now} for key, figures in found.items()}
     store.write_json(
-        folder / "results" / f"{name}.json",
-        {"date": now, "machine": about, "versions": installed, "workloads": found},
+        file, {"date": now, "machine": about, "versions": installed, "workloads": workloads}
     )
     path = folder / "RESULTS.md"
     earlier = path.read_text("utf-8").removeprefix(HEADER) if path.exists() else ""

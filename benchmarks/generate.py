@@ -353,8 +353,8 @@ def main() -> None:
             bench.workload(name)
         if exact:
             bench.exactness()
-        if options.quick or options.only or options.workload:
-            progress.say("a part of the benchmark: nothing is recorded")
+        if options.quick or options.only:
+            progress.say("no full measurement: nothing is recorded")
         else:
             _common.record("generate", bench.found, bench.tables, bench.versions())
     except TuneworthyError as error:

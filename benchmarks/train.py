@@ -395,8 +395,8 @@ def main() -> None:
         bench = Bench(options, progress)
         for name in names:
             bench.workload(name)
-        if options.quick or options.only or options.workload:
-            progress.say("a part of the benchmark: nothing is recorded")
+        if options.quick or options.only:
+            progress.say("no full measurement: nothing is recorded")
         else:
             _common.record("train", bench.found, bench.tables, bench.versions())
     except TuneworthyError as error:

@@ -28,8 +28,9 @@ def command_line() -> str:
         parts += [f"## {name}", _block("text", _help(verb, f"tuneworthy {name}"))]
     parts += [
         "## Exit codes",
-        "0 done · 1 the input or environment is wrong · 2 wrong usage · 3 a gate said no "
-        "(`check --strict`, `decide --require`) · 130 interrupted; what was finished is kept.",
+        "0 done · 1 the input or environment is wrong, or a run is not what it says "
+        "(`report --verify`) · 2 wrong usage · 3 a gate said no (`check --strict`, "
+        "`decide --require`, `retune --gate`) · 130 interrupted; what was finished is kept.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -38,15 +38,19 @@ LONG_FUNCTIONS: dict[str, int] = {}
 PUBLIC = """\
 Checked: rows, metric, findings, ledger
 Decision: verdict, arm, fine_tune, because, record, folder
+Exported: folder, record
 Fitted: arm, record, folder
 Measured: arm, score, interval, n, failures, folder
 Plan: arms, seconds_estimate, usd_estimate, smallest_detectable_difference_estimate
+Retuned: because, gate_open, decision, record
 TuneworthyError(what: str, *, where: str | None = None, hint: str | None = None)
 check(project: Project | Path | str = ., *, tokens: bool = False) -> Checked
 decide(project: Project | Path | str = ., *, listener: Listener | None = None, fresh: bool = False) -> Decision
 evaluate(project: Project | Path | str, arm: str, *, listener: Listener | None = None) -> Measured
+export(path: Path | str, arm: str, *, to: Path | str | None = None, format: str = adapter, precision: str | None = None, run: str | None = None, openvino: Path | str | None = None, listener: Listener | None = None) -> Exported
 load(path: Path | str = ., **overrides: Any) -> Project
 plan(project: Project | Path | str = ., *, listener: Listener | None = None) -> Plan
+retune(path: Path | str = ., *, base: str, run: str | None = None, gate: str | None = None, listener: Listener | None = None) -> Retuned
 train(project: Project | Path | str, arm: str, *, listener: Listener | None = None) -> Fitted
 """
 
@@ -111,8 +115,8 @@ def test_help_shows_an_example_at_once(verb: str) -> None:
     assert seconds < HELP_SECONDS, f"tuneworthy {verb} --help took {seconds:.1f} s"
 
 
-def test_there_are_ten_verbs() -> None:
-    assert len(VERBS) == 10
+def test_there_are_twelve_verbs() -> None:
+    assert len(VERBS) == 12
 
 
 def test_all_is_what_is_exported() -> None:

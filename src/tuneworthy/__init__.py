@@ -9,14 +9,18 @@ print(decision.verdict, decision.arm, decision.because)
 from tuneworthy.api import (
     Checked,
     Decision,
+    Exported,
     Fitted,
     Measured,
     Plan,
+    Retuned,
     check,
     decide,
     evaluate,
+    export,
     load,
     plan,
+    retune,
     train,
 )
 from tuneworthy.errors import TuneworthyError
@@ -25,14 +29,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Checked",
     "Decision",
+    "Exported",
     "Fitted",
     "Measured",
     "Plan",
+    "Retuned",
     "TuneworthyError",
     "check",
     "decide",
     "evaluate",
+    "export",
     "load",
     "plan",
+    "retune",
     "train",
 ]

@@ -74,6 +74,25 @@ class Measured:
     folder: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Retuned:
+    """An earlier run on another base; `record` is retune.json, `decision` the new verdict."""
+
+    because: tuple[str, ...]
+    gate_open: bool | None
+    """None without a gate."""
+    decision: Decision
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A trained arm as files; `record` is its export.json: provenance, and what was compared."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+
 def load(path: Path | str = ".", **overrides: Any) -> Project:
     """A project file, or the one in a folder. Raises ProjectError.
 
@@ -124,18 +143,23 @@ def decide(
     `listener` gets every event as a dict. Raises TuneworthyError before anything is measured if
     rows, settings or base cannot be used.
     """
-    from tuneworthy import store
     from tuneworthy.workflows import deciding
 
     run = deciding.decide(_project(project), listener=listener, fresh=fresh)
-    record = store.read_json(run.decision)
+    return _decision(run.path)
+
+
+def _decision(folder: Path) -> Decision:
+    from tuneworthy import store
+
+    record = store.read_json(store.RunFolder(folder).decision)
     return Decision(
         verdict=record["verdict"],
         arm=record["arm"],
         fine_tune=record["fine_tune"],
         because=tuple(record["because"]),
         record=MappingProxyType(record),
-        folder=run.path,
+        folder=folder,
     )
 
 
@@ -163,3 +187,65 @@ def evaluate(
         failures=found["failures"],
         folder=run.arm(arm),
     )
+
+
+def retune(
+    path: Path | str = ".",
+    *,
+    base: str,
+    run: str | None = None,
+    gate: str | None = None,
+    listener: Listener | None = None,
+) -> Retuned:
+    """Everything that an earlier run measured again on another base, compared row by row.
+
+    `path` is a project; `run` names a run of it, by default the newest finished one on another
+    base. A gate that stays closed is told by `gate_open`, not raised. Raises ProjectError for a
+    gate that says nothing, StorageError where there is nothing to repeat.
+    """
+    from tuneworthy import store
+    from tuneworthy.workflows.retuning import retune as run_again
+
+    folder = run_again(Path(path), base, run=run, gate=gate, listener=listener)
+    record = store.read_json(folder.retune)
+    return Retuned(
+        because=tuple(record["because"]),
+        gate_open=record["gate"] and record["gate"]["open"],
+        decision=_decision(folder.path),
+        record=MappingProxyType(record),
+    )
+
+
+def export(
+    path: Path | str,
+    arm: str,
+    *,
+    to: Path | str | None = None,
+    format: str = "adapter",
+    precision: str | None = None,
+    run: str | None = None,
+    openvino: Path | str | None = None,
+    listener: Listener | None = None,
+) -> Exported:
+    """A trained arm as files that others load, verified by loading them; see the guide.
+
+    `openvino` is an interpreter that has OpenVINO GenAI, which then loads GGUF files too.
+
+    Raises ProjectError for an arm without weights or a format that does not fit it, ModelError
+    where the exported files do not answer as the arm does: then nothing is left behind.
+    """
+    from tuneworthy import store
+    from tuneworthy.workflows.exporting import export as run_export
+
+    folder = run_export(
+        Path(path),
+        arm,
+        to=None if to is None else Path(to),
+        format_=format,
+        precision=precision,
+        run=run,
+        openvino=None if openvino is None else Path(openvino),
+        listener=listener,
+    )
+    record = store.read_json(folder / "export.json")
+    return Exported(folder=folder, record=MappingProxyType(record))

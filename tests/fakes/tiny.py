@@ -73,14 +73,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 """Architectures that differ where packing and our layers could go wrong."""
 
 
-def model(kind: str = "llama", seed: int = 0) -> Any:
+def model(kind: str = "llama", seed: int = 0, **shape: Any) -> Any:
     """Two random layers in float32. Biases and norms are random too: at rest they hide mistakes."""
     import torch
     import transformers
 
     torch.manual_seed(seed)
     name, changes = KINDS[kind]
-    config = getattr(transformers, f"{name}Config")(**{**_SHAPE, **changes})
+    config = getattr(transformers, f"{name}Config")(**{**_SHAPE, **changes, **shape})
     classes = {"Gemma3Text": "Gemma3"}
     made = getattr(transformers, f"{classes.get(name, name)}ForCausalLM")(config).eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -14,8 +15,9 @@ from tests.fakes import projects
 from tuneworthy import store
 from tuneworthy.arms.training import Trained, shuffled
 from tuneworthy.engine.fake import FakeEngine
+from tuneworthy.errors import ProjectError
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import learning, repeating
+from tuneworthy.workflows import learning, repeating, single
 
 ARMS = ["zero-shot", "system-prompt", "few-shot", "lora"]
 
@@ -102,7 +104,7 @@ def test_steps_are_nested_parts_and_never_test_rows(
     sizes = [len(rows) for rows in seen]
     total = sizes[-1]
     assert sizes == [round(total / 8), round(total / 4), round(total / 2), total]
-    for small, large in zip(seen, seen[1:]):
+    for small, large in itertools.pairwise(seen):
         assert set(small) <= set(large)
     rows = store.read_jsonl(decision.folder / "rows.jsonl")
     sealed = {row["messages"][-1]["content"] for row in rows if row["split"] == "test"}
@@ -200,3 +202,22 @@ def test_the_probe_is_put_to_trained_weights_and_to_the_base(project_folder: Pat
     others = [a["forgotten"] for a in decision.record["arms"] if not a["trained"]]
     assert set(map(type, others)) == {type(None)}
     assert "general questions" in (decision.folder / "report.html").read_text("utf-8")
+
+
+def test_what_carries_anothers_prompts_is_trained_by_one_process(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = projects.write(project_folder, projects.rows(300), arms=["few-shot", "few-shot+lora"])
+    monkeypatch.setattr(single, "launched", lambda: 2)
+    with pytest.raises(ProjectError, match="one process") as caught:
+        tw.train(project, "few-shot+lora")
+    assert caught.value.hint == "tuneworthy train few-shot+lora"
+
+
+def test_an_arm_trained_on_anothers_prompts_is_measured_beside_it(project_folder: Path) -> None:
+    arms = ["zero-shot", "few-shot", "lora", "few-shot+lora"]
+    decision = tw.decide(projects.write(project_folder, projects.rows(300), arms=arms))
+    measured = {arm["arm"]: arm for arm in decision.record["arms"]}
+    assert set(measured) == set(arms)
+    tokens = {name: arm["cost"]["prompt_tokens_mean"] for name, arm in measured.items()}
+    assert tokens["few-shot+lora"] == tokens["few-shot"] > tokens["lora"]

@@ -19,7 +19,7 @@ from tuneworthy.data.checks import (
 from tuneworthy.data.formats import RawRow, read_rows, read_spec
 from tuneworthy.data.seal import content, sha256_rows
 from tuneworthy.data.split import Splits, Wanted, split
-from tuneworthy.errors import StorageError
+from tuneworthy.errors import DataError, StorageError
 from tuneworthy.store import mended, read_jsonl, sha256_json, write_jsonl
 from tuneworthy.types import Example, Message, SplitName
 
@@ -127,6 +127,51 @@ def prepare(
         sha256_json(sorted([row.split, row.sha256] for row in every if row.split)),
         sha256_rows(division.splits.test),
     )
+
+
+def inherit(rows_file: Path, ledger_file: Path, unfit: Callable[[Example], str | None]) -> Prepared:
+    """The rows and splits of an earlier run, for another base model.
+
+    `unfit` says why a row cannot be used with it. Such rows leave train and dev; test rows all
+    stay, for they are the same in both runs: what the machinery fails on counts as a failure.
+    Raises DataError if nothing is left to train or to choose on.
+    """
+    rows, lines = read_rows_file(rows_file), read_jsonl(ledger_file)
+    reasons = {row.id: why for _, part in rows.items() for row in part if (why := unfit(row))}
+    kept: dict[str, tuple[Example, ...]] = {"test": rows.test}
+    for name, part in (("train", rows.train), ("dev", rows.dev)):
+        kept[name] = tuple(row for row in part if row.id not in reasons)
+        if not kept[name]:
+            why = reasons[part[0].id]
+            raise DataError(
+                f"no {name} row is left for this base: {why}",
+                where=part[0].source,
+                hint="take a base with a longer context",
+            )
+    ledger = []
+    for line in lines:
+        if line["split"] and (why := reasons.get(line["id"])):
+            gone = {} if line["split"] == "test" else {"split": None, "dropped": "unfit"}
+            line = {**line, **gone, "reason": why}
+        ledger.append(line)
+    return Prepared(
+        Splits(kept["train"], kept["dev"], kept["test"]),
+        ledger,
+        _unfit_findings(rows, reasons),
+        sha256_json(sorted([line["split"], line["sha256"]] for line in ledger if line["split"])),
+        sha256_rows(rows.test),
+    )
+
+
+def _unfit_findings(rows: Splits, reasons: dict[str, str]) -> list[Finding]:
+    found = []
+    for name, part in rows.items():
+        sources = [row.source for row in part if row.id in reasons]
+        if sources:
+            what = "stay and may fail there" if name == "test" else "were left out, unlike before"
+            summary = f"{plural(len(sources), f'{name} row')} unfit for this base {what}"
+            found.append(finding("unfit", "warning", summary, sources))
+    return found
 
 
 def write_rows(path: Path, rows: Splits) -> None:

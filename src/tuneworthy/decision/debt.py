@@ -84,16 +84,21 @@ def _detectability(
 
 
 def _effort(arm: ArmResult, arms: Sequence[ArmResult]) -> tuple[int | None, str]:
-    """What it takes to undo: how much is lost by going back to the best arm of the other kind."""
+    """What it takes to undo: how much is lost by going to the best other arm that is ready.
+
+    For a trained arm that is one without training: what undid one training may undo another.
+    """
     if arm.score is None:
         return None, "The arm has no score."
     ready = [
         other
         for other in arms
-        if other.name != arm.name and other.score is not None and not other.trained
+        if other.name != arm.name
+        and other.score is not None
+        and not (arm.trained and other.trained)
     ]
     if not ready:
-        return 9, "No other arm without training is measured and ready to take its place."
+        return 9, "No other arm is measured and ready to take its place."
     back = max(ready, key=lambda other: other.score or 0.0)
     lost = max(0.0, arm.score - (back.score or 0.0))
     score = _step(lost, LOST)
@@ -108,11 +113,15 @@ def _effort(arm: ArmResult, arms: Sequence[ArmResult]) -> tuple[int | None, str]
 
 def _burden(arm: ArmResult) -> tuple[int | None, str]:
     """What each new base model will cost: measured fitting times new bases a year."""
-    seconds = BASES_A_YEAR * arm.evidence.fit_seconds
-    usd = BASES_A_YEAR * arm.evidence.fit_usd
+    evidence = arm.evidence
+    once, usd, what = evidence.fit_seconds, evidence.fit_usd, "Fitting"
+    if evidence.again_seconds is not None:  # a new base has come, and this is what it took
+        once, what = evidence.again_seconds, "Fitting and measuring it again on this base"
+        usd += evidence.usd_per_1k_requests * len(evidence.ids) / 1000
+    seconds, usd = BASES_A_YEAR * once, BASES_A_YEAR * usd
     score = _step(seconds, YEARLY_SECONDS)
     why = (
-        f"Fitting took {arm.evidence.fit_seconds:,.0f} s; with {BASES_A_YEAR} new base models a "
+        f"{what} took {once:,.0f} s; with {BASES_A_YEAR} new base models a "
         f"year that is {seconds / 3600:,.2f} hours and {dollars(usd)} a year (estimate)"
     )
     if arm.trained:

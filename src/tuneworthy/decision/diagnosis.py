@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tuneworthy.decision.reasons import percent
+
 Needs = Literal["facts", "form", "both"]
 RIGHT = 0.5
 """A score from here on counts as a right answer."""
@@ -137,19 +139,21 @@ def _route(needs: Needs, documents: bool) -> list[str]:
 def _evidence(found: dict[str, Any], documents: bool) -> list[str]:
     kinds = found["categories"]
     said = [
-        f"{found['foreign_words']:.0%} of the content words of {found['rows']} dev completions are "
+        f"{percent(found['foreign_words'])} of the content words of {found['rows']} dev completions are "
         "in neither their prompts nor the completions of the training rows most like them.",
         "Closed-book, with examples in the prompt: "
-        + ", ".join(f"{share:.0%} {kind}" for kind, share in kinds.items())
+        + ", ".join(f"{percent(share)} {kind}" for kind, share in kinds.items())
         + " (known: right under every prompt; unknown: under none, sampling included).",
-        f"{found['knowledge_share']:.0%} of the rows ask for facts that the model does not have at "
+        f"{percent(found['knowledge_share'])} of the rows ask for facts that the model does not have at "
         "hand: half of their content words are such words, or a number is, and they are not known.",
     ]
     if found["in_documents"] is not None:
-        said.append(f"The documents hold the answer of {found['in_documents']:.0%} of the rows.")
+        said.append(
+            f"The documents hold the answer of {percent(found['in_documents'])} of the rows."
+        )
     if found["retrieval_recall"] is not None:
         said.append(
-            f"Retrieval finds it among its first passages for {found['retrieval_recall']:.0%} of "
+            f"Retrieval finds it among its first passages for {percent(found['retrieval_recall'])} of "
             "those."
         )
     if found["passage_gain"] is not None:
@@ -161,7 +165,7 @@ def _evidence(found: dict[str, Any], documents: bool) -> list[str]:
     said.append(_advice(found["needs"], documents))
     if found["needs"] != "form" and kinds["unknown"] >= UNKNOWN_HARMS:
         said.append(
-            f"Training to the end on the {kinds['unknown']:.0%} unknown rows teaches a model to "
+            f"Training to the end on the {percent(kinds['unknown'])} unknown rows teaches a model to "
             "answer what it does not know; stop early, or leave those rows out (Gekhman et al. 2024)."
         )
     return said

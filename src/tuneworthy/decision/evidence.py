@@ -51,6 +51,9 @@ class ArmEvidence:
     spread: dict[str, Any] | None = None
     """How scores on dev vary with what should not matter: wording, order of examples."""
 
+    again_seconds: float | None = None
+    """Seconds of fitting and measuring, where that was for a new base; see `retune`."""
+
     def __post_init__(self) -> None:
         for field in ("scores", "chance", "clusters", "parsed"):
             if len(getattr(self, field)) != len(self.ids):

@@ -27,6 +27,10 @@ def probability(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
 def span(low: float, high: float) -> str:
     return f"95 % interval {number(low)} to {number(high)}"
 
@@ -117,7 +121,7 @@ def seeds(arm: str, scores: Sequence[float]) -> str:
 def knowledge(share: float, needs: str) -> str:
     what = "facts" if needs == "facts" else "facts as well as form"
     return (
-        f"The rows ask for {what}: {share:.0%} of the dev rows that were looked at need words that "
+        f"The rows ask for {what}: {percent(share)} of the dev rows that were looked at need words that "
         "neither prompts nor like training rows have and that the model does not know."
     )
 
@@ -125,7 +129,7 @@ def knowledge(share: float, needs: str) -> str:
 def forgot(arm: str, lost: dict[str, Any]) -> str:
     return (
         f"{arm} forgot: on {lost['questions']} general questions it is right on "
-        f"{lost['trained']:.0%}, its base on {lost['base']:.0%} "
+        f"{percent(lost['trained'])}, its base on {percent(lost['base'])} "
         f"({span(*lost['interval'])} for the difference)."
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuneworthy.decision.reasons import number
+from tuneworthy.decision.reasons import number, percent
 from tuneworthy.decision.records import ArmResult, Terms
 
 FEW_ROWS = 1000
@@ -87,7 +87,7 @@ def _style(named: dict[str, ArmResult], trained: ArmResult | None) -> Rule:
     return Rule(
         "training for style",
         share >= MOST_OF_THE_GAIN,
-        f"{best.name} makes {max(0.0, min(share, 9.99)):.0%} of the gain of {trained.name} over the "
+        f"{best.name} makes {percent(max(0.0, min(share, 9.99)))} of the gain of {trained.name} over the "
         f"bare prompt ({number(_score(best))} and {number(_score(trained))}).",
         source,
     )
@@ -101,7 +101,7 @@ def _facts(trained: ArmResult | None, share: float | None) -> Rule:
     return Rule(
         "training for facts",
         share > 0.2,
-        f"{share:.0%} of the rows ask for facts that the model does not have at hand{told}.",
+        f"{percent(share)} of the rows ask for facts that the model does not have at hand{told}.",
         source,
     )
 
@@ -132,7 +132,7 @@ def _grammar(named: dict[str, ArmResult], trained: ArmResult | None) -> Rule:
     return Rule(
         "a grammar would do",
         share >= MOST_OF_THE_GAIN,
-        f"constrained makes {max(0.0, min(share, 9.99)):.0%} of the gain of {trained.name} over the "
+        f"constrained makes {percent(max(0.0, min(share, 9.99)))} of the gain of {trained.name} over the "
         "bare prompt.",
         source,
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["join", "launched", "open_embedder", "open_engine"]
 
+FAKES = ("fake", "fake:2")
+
 
 def open_engine(
     base: str,
@@ -35,10 +37,10 @@ def open_engine(
     Raises ModelError, PickleRefused, FetchError, MissingExtra or EndpointError before anything is
     measured.
     """
-    if base == "fake":
+    if base in FAKES:
         from tuneworthy.engine.fake import FakeEngine
 
-        return FakeEngine()
+        return FakeEngine(base)
     if base.startswith("openai:"):
         from tuneworthy.engine.endpoint import EndpointEngine
 
@@ -101,7 +103,7 @@ def _open_weights(
 
 def open_embedder(base: str, say: Callable[[str], None]) -> Embedder:
     """The sentence embedder that goes with a base: the fake base has a fake one."""
-    if base == "fake":
+    if base in FAKES:
         from tuneworthy.engine.fake import FakeEmbedder
 
         return FakeEmbedder()

@@ -157,15 +157,21 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 @contextmanager
+def system_errors() -> Iterator[None]:
+    """Safetensors has an error of its own for a full disk: make it the system's."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error)) from error
+
+
+@contextmanager
 def saving(folder: Path) -> Iterator[Path]:
-    """`store.replaced` for tensors, whose library has an error of its own for a full disk."""
-    with store.replaced(folder) as draft:
-        try:
-            yield draft
-        except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            number = int(found[1]) if found else errno.EIO
-            raise OSError(number, os.strerror(number) if found else str(error)) from error
+    """`store.replaced` for tensors."""
+    with store.replaced(folder) as draft, system_errors():
+        yield draft
 
 
 def save(

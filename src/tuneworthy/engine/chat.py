@@ -49,7 +49,7 @@ class ChatFormat:
         pattern = "|".join(re.escape(t) for t in sorted(self._control, key=len, reverse=True))
         self._markers = re.compile(f"({pattern})") if pattern else re.compile(r"(?!)()")
         self._rendered: dict[tuple[tuple[str, ...], bool], tuple[Piece, ...]] = {}
-        self._adds_bos = self._tokenizer_adds_bos()
+        self.adds_bos = self._tokenizer_adds_bos()
         self.end_ids = self._end_of_turn()
 
     def _tokenizer_adds_bos(self) -> bool:
@@ -85,6 +85,18 @@ class ChatFormat:
         Raises ChatTemplateError if the template drops, repeats or reorders a turn.
         """
         return self._ids(self._pieces(prompt))
+
+    def render(self, prompt: Prompt, *, opened: bool = True) -> str:
+        """The prompt as the template writes it; `opened`: with the opening of the next turn.
+
+        For runtimes that take text. A row's own text takes part in it: `encode` is what we use.
+        """
+        turns = [{"role": m.role, "content": m.content} for m in prompt]
+        return self._apply(turns, opened)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids of an answer, as `encode_pair` has them behind a prompt's."""
+        return self._text_ids(f" {text}" if self._plain else text)
 
     def encode_pair(self, prompt: Prompt, completion: str) -> tuple[list[int], int]:
         """Ids of prompt, completion and end of turn, and how many of them are the prompt's.
@@ -124,7 +136,7 @@ class ChatFormat:
                 )
         ids, prompt_length = self.encode_pair(prompt, completion)
         bos = self.tokenizer.bos_token_id
-        if self._adds_bos and (ids[:1] != [bos] or ids[1:2] == [bos]):
+        if self.adds_bos and (ids[:1] != [bos] or ids[1:2] == [bos]):
             raise ChatTemplateError(
                 "the prompt does not begin with exactly one BOS token",
                 where=where,
@@ -182,7 +194,7 @@ class ChatFormat:
                 elif part:
                     pieces.append(part)
             bos = self.tokenizer.bos_token_id
-            if self._adds_bos and pieces[:1] != [bos]:
+            if self.adds_bos and pieces[:1] != [bos]:
                 pieces.insert(0, bos)
             self._rendered[key] = tuple(pieces)
         return self._rendered[key]

@@ -4,6 +4,8 @@ It answers as a nearest-neighbour search would. With passages it gives back the 
 to the question; with examples in its prompt, the completion of the nearest one; trained, the
 completion of the nearest training row; with none of these it repeats the prompt. So more help
 gives better answers when the task has structure, and nothing helps when it has none.
+`fake:2` is another one: its tokens are words and signs, its context is shorter, and it overlooks the
+last word that it is asked.
 Held to a grammar it says the nearest label, or the shortest answer allowed if its own is not.
 """
 
@@ -37,6 +39,8 @@ from tuneworthy.types import (
 )
 
 CONTEXT_LENGTH = 4096
+SECOND = "fake:2"
+SECOND_CONTEXT_LENGTH = 1024
 MEMORY_FILE = "memory.json"
 UNLIKELY = 1e-6
 """Probability of a text that has no word in common with the answer."""
@@ -63,11 +67,12 @@ class FakeEngine:
 
     grammars = KINDS
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "fake") -> None:
+        self.second = name == SECOND
         self.base = Base(
-            name="fake",
-            sha256=store.sha256_text("fake"),
-            context_length=CONTEXT_LENGTH,
+            name=name,
+            sha256=store.sha256_text(name),
+            context_length=SECOND_CONTEXT_LENGTH if self.second else CONTEXT_LENGTH,
             parameters=0,
             trainable=True,
             licence="Apache-2.0",
@@ -75,8 +80,11 @@ class FakeEngine:
         )
 
     def count(self, prompt: Prompt, completion: str | None = None) -> int:
-        said = sum(len(message.content.split()) for message in prompt)
-        return said if completion is None else said + len(completion.split()) + 1
+        said = sum(self._tokens(message.content) for message in prompt)
+        return said if completion is None else said + self._tokens(completion) + 1
+
+    def _tokens(self, text: str) -> int:
+        return len(re.findall(r"\w+|[^\w\s]", text) if self.second else text.split())
 
     def check_pair(self, prompt: Prompt, completion: str) -> None:
         """Nothing can differ: there is no template."""
@@ -102,7 +110,7 @@ class FakeEngine:
         self, prompt: Prompt, decoding: Decoding, memory: list[tuple[frozenset[str], str]]
     ) -> Answer | Failure:
         start, tokens = time.perf_counter(), self.count(prompt)
-        if tokens + decoding.max_tokens > CONTEXT_LENGTH:
+        if tokens + decoding.max_tokens > self.base.context_length:
             return Failure(f"prompt of {tokens} tokens does not fit the context")
         text = self._text(prompt, memory)
         if decoding.grammar:
@@ -125,7 +133,7 @@ class FakeEngine:
     def _text(self, prompt: Prompt, memory: list[tuple[frozenset[str], str]]) -> str:
         """What it would say if nothing held it or cut it short."""
         question = prompt[-1].content
-        asked = words(question)
+        asked = self._understood(question)
         shown = [
             (words(prompt[i - 1].content), message.content)
             for i, message in enumerate(prompt)
@@ -134,13 +142,16 @@ class FakeEngine:
         candidates = memory or shown
         if not candidates:
             passages, _, asked_text = question.rpartition("\n\n")
-            asked = words(asked_text)
+            asked = self._understood(asked_text)
             sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n", passages) if s]
             candidates = [(words(s), s) for s in sentences]
         if not candidates:
             return question
         # The first of equals: the answer does not depend on hashing.
         return max(candidates, key=lambda c: likeness(asked, c[0]))[1]
+
+    def _understood(self, question: str) -> frozenset[str]:
+        return words(question.rpartition(" ")[0] or question) if self.second else words(question)
 
     def score(
         self,
@@ -154,7 +165,7 @@ class FakeEngine:
         scored: list[tuple[Likelihood, ...] | Failure] = []
         for prompt, texts in zip(prompts, continuations, strict=True):
             longest = max((self.count(prompt, text) for text in texts), default=0)
-            if longest > CONTEXT_LENGTH:
+            if longest > self.base.context_length:
                 scored.append(Failure(f"row of {longest} tokens does not fit the context"))
                 continue
             said = words(self._text(prompt, memory))

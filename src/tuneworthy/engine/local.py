@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from llguidance import LLTokenizer
 
+from tuneworthy import store
 from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware, runner
 from tuneworthy.engine.generation import OnText, Row, Scheduler, row_seed
 from tuneworthy.engine.models import Located, load_causal
@@ -67,6 +68,7 @@ class LocalEngine:
                 "number_format": self.format.name,
                 "number_format_why": self.format.why,
                 "chat_template": "the model's own" if self.chat.template else "plain (it has none)",
+                "chat_template_sha256": store.sha256_text(self.chat.template or ""),
                 "threads": torch.get_num_threads(),
             },
         )

@@ -184,7 +184,9 @@ def _convert(file: Path, name: str, sha256: str, licence: str | None, say: Say) 
         temporary.mkdir(parents=True)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        store.write_json(temporary / ORIGIN, {"name": name, "sha256": sha256, "licence": licence})
+        origin = {"name": name, "sha256": sha256, "licence": licence}
+        origin["weights_sha256"] = _weights_sha256(temporary)
+        store.write_json(temporary / ORIGIN, origin)
         try:
             temporary.rename(target)
         except OSError:
@@ -228,6 +230,56 @@ def _hash_of(weights: list[Path]) -> str:
     if len(keys) == 1:
         return memory[keys[0]]
     return store.sha256_text("".join(memory[key] for key in keys))
+
+
+def rehash(base: str, project_folder: Path) -> str | None:
+    """The hash of a base's files as they are now; None where they are not on this machine.
+
+    Nothing is fetched or converted. Bases without files of their own have the hash that their
+    engines give them.
+    """
+    alias, path = ALIASES.get(base), project_folder / base
+    if alias:
+        path = registry.joined_file(alias.file, alias.parts)
+    if path.suffix == ".gguf" and path.is_file():
+        sha256 = store.sha256_file(path)
+        return _altered(_converted(sha256)) or sha256
+    weights = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    hashes = [store.sha256_file(file) for file in weights]
+    if len(hashes) < 2:
+        return hashes[0] if hashes else None
+    return store.sha256_text("".join(hashes))
+
+
+def _altered(converted: Path) -> str | None:
+    """The hash of unpacked weights that are no longer what was unpacked; None if they are."""
+    origin = converted / ORIGIN
+    wanted = store.read_json(origin).get("weights_sha256") if origin.exists() else None
+    if wanted is None:
+        return None
+    found = _weights_sha256(converted)
+    return None if found == wanted else found
+
+
+def template_sha256(base: str, project_folder: Path) -> str | None:
+    """The hash of a base's chat template as it is now; None where the base is not on this machine."""
+    alias, folder = ALIASES.get(base), project_folder / base
+    if alias:
+        folder = _converted(alias.sha256)
+    elif folder.suffix == ".gguf" and folder.is_file():
+        folder = _converted(store.sha256_file(folder))
+    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    if template.is_file():
+        return store.sha256_text(template.read_text("utf-8"))
+    if not settings.is_file():
+        return None
+    given = store.read_json(settings).get("chat_template") or ""
+    return store.sha256_text(given) if isinstance(given, str) else None
+
+
+def _weights_sha256(folder: Path) -> str:
+    hashes = [store.sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return store.sha256_json(hashes)
 
 
 def _pickle(path: Path) -> PickleRefused:

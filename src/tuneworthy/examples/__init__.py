@@ -14,9 +14,14 @@ from tuneworthy.registry import Say
 from tuneworthy.store import guarded
 
 EXAMPLES = {
+    "aws-limits": "aws_limits",
     "home-commands": "home_commands",
+    "log-lines": "log_lines",
+    "numpydoc": "numpydoc",
+    "php-summary": "php_summary",
     "phpdoc": "phpdoc",
     "pokedex": "pokedex",
+    "wordnet": "wordnet",
 }
 """Example -> module of this package whose `build(folder, say)` writes it into an empty folder."""
 

@@ -47,10 +47,10 @@ def render(run: RunFolder) -> str:
     from markupsafe import Markup
 
     records = read_run(run)
-    script = _asset("report.js")
+    script = asset("report.js")
     page = _template().render(
         **_context(records),
-        css=Markup(_asset("report.css")),  # noqa: S704  our own file
+        css=Markup(asset("report.css")),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         rows_json=Markup(json_for_html(rows_payload(records))),  # noqa: S704  escaped
@@ -81,7 +81,7 @@ def _template() -> Any:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {**FILTERS, "plain": plain}
-    return environment.from_string(_asset("template.html"))
+    return environment.from_string(asset("template.html"))
 
 
 def json_for_html(value: Any) -> str:
@@ -305,5 +305,6 @@ def first_pair(records: RunRecords) -> tuple[int, int]:
     return (names.index(adopted), names.index(rival))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """One of this package's own files."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ SHORT = "n/m"
 
 def arms_table(decision: words.Decision) -> Table:
     """Every arm with n, score and interval, best first; 80 columns wide or less."""
-    table = _table(
+    table = plain_table(
         caption=f"{ADOPTED} {_star_means(decision)}   $/1k: per 1,000 requests",
     )
     table.add_column("arm", no_wrap=True)
@@ -58,10 +58,10 @@ def verdict_text(decision: words.Decision, report_path: str) -> Group:
         Text(),
     ]
     for reason in decision["because"]:
-        lines.append(_bullet(reason))
-    lines.append(_bullet(f"Confidence: {sure.level.lower()}. {sure.why}"))
+        lines.append(bullet(reason))
+    lines.append(bullet(f"Confidence: {sure.level.lower()}. {sure.why}"))
     for missing in decision["not_measured"]:
-        lines.append(_bullet(f"Not measured: {missing['arm']}, {missing['reason']}"))
+        lines.append(bullet(f"Not measured: {missing['arm']}, {missing['reason']}"))
     lines += [
         Text(),
         # A path that is folded can be neither clicked nor copied.
@@ -77,7 +77,7 @@ def partial_table(arms: Sequence[dict[str, Any]]) -> Table:
     Each arm is {"arm", "state", "done", "total", "score", "interval", "seconds_left"}; a score
     of None is not known yet, `total` None has no end to count to.
     """
-    table = _table(caption="scores so far; time left is an estimate")
+    table = plain_table(caption="scores so far; time left is an estimate")
     table.add_column("arm", no_wrap=True)
     table.add_column("state")
     for heading in ("rows", "score", "95 % interval", "time left"):
@@ -101,7 +101,7 @@ def by_score(arms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(arms, key=lambda arm: (arm["score"] is None, -(arm["score"] or 0), arm["arm"]))
 
 
-def _table(caption: str) -> Table:
+def plain_table(caption: str) -> Table:
     return Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -131,7 +131,7 @@ def _short_seconds(value: float | None) -> str:
     return SHORT if value is None else numbers.seconds(value).replace("min", "m").replace(" ", "")
 
 
-def _bullet(sentence: str) -> Table:
+def bullet(sentence: str) -> Table:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=3, justify="right")
     grid.add_column()

@@ -6,9 +6,10 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from tuneworthy import store
 from tuneworthy.arms import Fitted
@@ -84,16 +85,23 @@ class Stream:
             self._changed.clear()
         return self.result
 
+    async def begun(self) -> None:
+        """Until there is some text, or all that will ever be."""
+        while self.result is None and not self._text:
+            await self._changed.wait()
+            self._changed.clear()
+
     async def deltas(self) -> AsyncIterator[str]:
         """Pieces of text as they come; all of them together are the answer's text."""
         sent = ""
         while self.result is None:
-            await self._changed.wait()
-            self._changed.clear()
             text = self._text
-            if self.result is None and len(text) > len(sent) and text.startswith(sent):
+            if len(text) > len(sent) and text.startswith(sent):
                 yield text[len(sent) :]
                 sent = text
+            else:
+                await self._changed.wait()
+                self._changed.clear()
         if isinstance(self.result, Said):
             final = self.result.answer.text
             if final.startswith(sent) and len(final) > len(sent):
@@ -162,8 +170,9 @@ class Answering:
 
         def work() -> None:
             few: list[tuple[Prompt, Stream]] = []
-            while not waiting.empty():
-                few.append(waiting.get())
+            with suppress(Empty):  # whoever else has just taken them
+                while True:
+                    few.append(waiting.get_nowait())
             found: Sequence[Answer | Failure]
             try:
                 found = fitted.answer([prompt for prompt, _ in few]) if few else []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import metadata
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import generate_latest
 
-from tuneworthy.server import api
+from tuneworthy.server import api, ui
 from tuneworthy.server.guard import LOOPBACK, Guard, Metrics
 from tuneworthy.server.house import House
 from tuneworthy.server.openai import chat, files, fine_tuning, problems
@@ -58,12 +57,11 @@ def create_app(
     def measured() -> Response:
         return PlainTextResponse(generate_latest(metrics.registry))
 
-    if find_spec("tuneworthy.server.ui") is not None:
-        import_module("tuneworthy.server.ui").mount(app, house)
+    ui.mount(app, house)
 
     def guarded(inner: object) -> Guard:
         guards.insert(0, Guard(inner, house.keys, metrics, hosts=hosts))  # type: ignore[arg-type]
         return guards[0]
 
-    app.add_middleware(guarded)  # type: ignore[arg-type]
+    app.add_middleware(guarded)
     return app

@@ -31,6 +31,7 @@ from tuneworthy.workflows import learning, spending
 from tuneworthy.workflows.diagnosing import diagnosis
 from tuneworthy.workflows.forgetting import forgotten, probe
 from tuneworthy.workflows.measure import PeakMemory, measure
+from tuneworthy.workflows.provenance import provenance, refresh, write_manifest
 from tuneworthy.workflows.repeating import narrow, repeat
 from tuneworthy.workflows.session import Listener, Session, open_session
 
@@ -67,10 +68,10 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
                 where="arms",
                 hint="arms: auto tries them all",
             )
-        return finish(session, not_measured, _look_closer(session, not_measured))
+        return finish(session, not_measured, look_closer(session, not_measured))
 
 
-def _look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> list[str]:
+def look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> list[str]:
     """Other seeds where it is close, and what was forgotten; arms that there was no time for."""
     deadline, late = _training_deadline(session), []
     decision = decision_from(session.folder, session.project, session.rows, not_measured)
@@ -197,6 +198,7 @@ def finish(
     store.write_json(session.folder.decision, decision)
     store.write_text(session.folder.report, html.render(session.folder))
     session.journal("decided", {"verdict": decision["verdict"], "arm": decision["arm"]})
+    write_manifest(session.folder)
     return session.folder
 
 
@@ -209,11 +211,7 @@ def decision_from(
 ) -> dict[str, Any]:
     """The decision as a pure function of the run folder: no model is loaded."""
     config = store.read_json(folder.config)
-    evidence = [
-        arm_evidence(folder, project, rows, name, graded=config["metric"]["graded"])
-        for name in ARMS
-        if is_measured(folder, name)
-    ]
+    evidence = evidence_of(folder, project, rows)
     terms = Terms(
         task=project.task,
         base_name=config["base"]["name"],
@@ -227,9 +225,8 @@ def decision_from(
         reads_references=config["metric"]["reads_references"],
         seed=project.seed,
     )
-    return judge(
-        evidence, terms, _background(folder, project, rows, evidence, not_measured, no_more_seeds)
-    ).to_json()
+    background = _background(folder, project, rows, evidence, not_measured, no_more_seeds)
+    return {**judge(evidence, terms, background).to_json(), "provenance": provenance(folder)}
 
 
 def _background(
@@ -273,6 +270,16 @@ def _usable_rows(folder: RunFolder) -> int:
     """Rows that a larger test set could be made of: those in a split and those left over."""
     ledger_rows = store.read_jsonl(folder.ledger)
     return sum(row["dropped"] in (None, "not-needed") for row in ledger_rows)
+
+
+def evidence_of(folder: RunFolder, project: Project, rows: Splits) -> list[ArmEvidence]:
+    """What the decision knows of every measured arm, cheapest first."""
+    graded = store.read_json(folder.config)["metric"]["graded"]
+    return [
+        arm_evidence(folder, project, rows, name, graded=graded)
+        for name in ARMS
+        if is_measured(folder, name)
+    ]
 
 
 def arm_evidence(
@@ -332,7 +339,16 @@ def arm_evidence(
         ),
         forgotten=forgotten(folder, name, project.seed) if place is None else None,
         spread=fit.get("spread"),
+        again_seconds=_again_seconds(folder, fit, measured),
     )
+
+
+def _again_seconds(
+    folder: RunFolder, fit: dict[str, Any], measured: dict[str, Any]
+) -> float | None:
+    """What a new base cost, where this run is one: of a retune all is done for the second time."""
+    retuned = "parent" in store.read_json(folder.config)
+    return float(fit["seconds"] + measured["seconds"]) if retuned else None
 
 
 def _records(folder: RunFolder, place: str, rows: Splits) -> list[dict[str, Any]]:
@@ -367,20 +383,25 @@ def _dev_token_usd(fit: dict[str, Any], project: Project) -> float:
 
 def rebuild(folder: RunFolder, project: Project) -> dict[str, Any]:
     """Decision and report again from what the run folder holds."""
-    rows = ledger.read_rows_file(folder.rows)
-    skipped = [
-        {"arm": event["arm"], "reason": event["reason"]}
-        for event in store.read_jsonl(folder.events)
-        if event["kind"] == "skipped"
-    ]
-    unique = list({item["arm"]: item for item in skipped}.values())
-    unique = [item for item in unique if not is_measured(folder, item["arm"])]
-    before = store.read_json(folder.decision) if folder.decision.exists() else None
-    late = before["no_more_seeds"] if before else ()
-    decision = decision_from(folder, project, rows, unique, late)
+    decision = derive(folder, project)
     store.write_json(folder.decision, decision)
     store.write_text(folder.report, html.render(folder))
+    refresh(folder, folder.decision.name)
     return decision
+
+
+def derive(folder: RunFolder, project: Project) -> dict[str, Any]:
+    """The decision again from what the run folder holds; nothing is written."""
+    rows = ledger.read_rows_file(folder.rows)
+    before = store.read_json(folder.decision) if folder.decision.exists() else None
+    if before:
+        skipped, late = before["not_measured"], before["no_more_seeds"]
+    else:
+        events = [e for e in store.read_jsonl(folder.events) if e["kind"] == "skipped"]
+        last = {e["arm"]: {"arm": e["arm"], "reason": e["reason"]} for e in events}
+        skipped, late = list(last.values()), ()
+    skipped = [item for item in skipped if not is_measured(folder, item["arm"])]
+    return decision_from(folder, project, rows, skipped, late)
 
 
 def find_run(path: Path) -> tuple[RunFolder, Project]:

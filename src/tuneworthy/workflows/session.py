@@ -179,6 +179,7 @@ class _Loaded:
     grammar: Grammar | None
     """The project's own."""
     settings: dict[str, dict[str, Any]]
+    parent: RunFolder | None = None
 
     @property
     def digest(self) -> str:
@@ -196,28 +197,35 @@ class _Loaded:
             [[document.id, document.text] for document in self.documents],
             self.grammar and self.grammar.source,
         ]
+        if self.parent:
+            contents.append(self.parent.path.name)
         return store.sha256_json([identity, contents])
 
 
 def open_session(
-    project: Project, *, listener: Listener | None = None, fresh: bool = False
+    project: Project,
+    *,
+    listener: Listener | None = None,
+    fresh: bool = False,
+    parent: RunFolder | None = None,
 ) -> Session:
     """Read and check the rows, load the base model, and open a run folder.
 
-    Takes up the newest run with the same settings, rows and base unless `fresh`.
+    Takes up the newest run with the same settings, rows and base unless `fresh`. With a `parent`
+    the rows and their splits are those of that run, whatever the files say now.
     Raises before anything is written if rows, settings or base cannot be used.
     """
     journal = Journal()
     if listener:
         journal.listeners.append(listener)
-    loaded = _load(project, journal)
+    loaded = _load(project, journal, parent)
     folder = None if fresh else _same(project, loaded.digest)
     resumed = folder is not None
     if folder is None:
         folder = _new(project, loaded)
     lock = store.hold(folder.path)
     if resumed:
-        terms = {"settings": loaded.settings, "command": _command(project)}
+        terms = {"settings": loaded.settings, "command": _command(project, parent)}
         store.write_json(folder.config, {**store.read_json(folder.config), **terms})
     journal.path = folder.events
     rows = loaded.prepared.rows
@@ -249,32 +257,60 @@ def open_session(
     )
 
 
-def _load(project: Project, journal: Journal) -> _Loaded:
+def _load(project: Project, journal: Journal, parent: RunFolder | None) -> _Loaded:
     def say(text: str) -> None:
         journal("note", {"text": text})
 
     # What is broken is said at once, before a model is fetched.
-    raw = read_rows(project)
+    if parent is None:
+        read = f"{len(read_rows(project)):,} rows read"
+    else:
+        read = f"rows of {parent.path.name}"
     grammar = given_grammar(project)
     documents: tuple[Document, ...] = ()
     if project.data.documents:
         documents = tuple(load_documents(project.folder / project.data.documents))
-    say(f"{len(raw):,} rows read; loading {project.base}")
+    say(f"{read}; loading {project.base}")
     engine = open_engine(
         project.base, project.folder, say, project.engine, project.endpoint, project.prices
     )
-    prepared = ledger.prepare(
-        project, lambda e: engine.count(e.prompt, e.completion), engine.base.context_length
-    )
+    prepared = _prepared(project, engine, parent)
     rows = prepared.rows
-    for example in (*rows.train, *rows.dev, *rows.test):
-        check_pair(engine, example)
     seen = (*rows.train, *rows.dev)
     _check_grammar(project, engine, seen)
     metric = metrics.resolve(project.metric, [e.completion for e in seen], project.folder)
     decoding = Decoding(max_tokens=longest_answer(engine, seen))
     settings = _settings(project, engine.base, metric, decoding)
-    return _Loaded(engine, prepared, documents, metric, decoding, grammar, settings)
+    return _Loaded(engine, prepared, documents, metric, decoding, grammar, settings, parent)
+
+
+def _prepared(project: Project, engine: Engine, parent: RunFolder | None) -> ledger.Prepared:
+    context = engine.base.context_length
+    if parent is not None:
+        if store.read_json(parent.config)["base"]["sha256"] == engine.base.sha256:
+            raise ProjectError(
+                f"{engine.base.name} is the base of {parent.path.name} already",
+                where="--base",
+                hint="tuneworthy retune --base ANOTHER; tuneworthy models lists the known ones",
+            )
+        return ledger.inherit(parent.rows, parent.ledger, lambda e: unfit(engine, e))
+    prepared = ledger.prepare(project, lambda e: engine.count(e.prompt, e.completion), context)
+    rows = prepared.rows
+    for example in (*rows.train, *rows.dev, *rows.test):
+        check_pair(engine, example)
+    return prepared
+
+
+def unfit(engine: Engine, example: Example) -> str | None:
+    """Why a row cannot be trained on with this base; None if it can."""
+    tokens, context = engine.count(example.prompt, example.completion), engine.base.context_length
+    if tokens > context:
+        return f"too long: {tokens:,} tokens, context {context:,}"
+    try:
+        engine.check_pair(example.prompt, example.completion)
+    except ChatTemplateError as error:
+        return error.what
+    return None
 
 
 def _check_grammar(project: Project, engine: Engine, seen: Sequence[Example]) -> None:
@@ -360,7 +396,8 @@ def _config(project: Project, loaded: _Loaded) -> dict[str, Any]:
         "digest": loaded.digest,
         "created": store.now(),
         "tuneworthy": metadata.version("tuneworthy"),
-        "command": _command(project),
+        "command": _command(project, loaded.parent),
+        **({"parent": loaded.parent.path.name} if loaded.parent else {}),
         "settings": loaded.settings,
         "base": asdict(base),
         "metric": {
@@ -383,8 +420,11 @@ def _config(project: Project, loaded: _Loaded) -> dict[str, Any]:
     }
 
 
-def _command(project: Project) -> str:
+def _command(project: Project, parent: RunFolder | None) -> str:
     """What to type for the same run."""
+    if parent is not None:
+        words = ["tuneworthy", "retune", str(project.folder), "--base", project.base]
+        return shlex.join([*words, "--run", str(parent.path)])
     words = ["tuneworthy", "decide", str(project.folder)]
     for name, value in sorted(project.overrides.items()):
         words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]

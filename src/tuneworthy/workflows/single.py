@@ -19,8 +19,9 @@ from tuneworthy.evaluation import metrics
 from tuneworthy.evaluation.statistics import interval
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Decoding
-from tuneworthy.workflows.deciding import fit_arm, is_measured
+from tuneworthy.workflows.deciding import fit_arm, is_measured, rebuild
 from tuneworthy.workflows.measure import measure
+from tuneworthy.workflows.provenance import write_manifest
 from tuneworthy.workflows.session import Listener, Session, longest_answer, open_session
 
 
@@ -47,7 +48,16 @@ def fit_one(
         if launched() > 1:
             join().told("done" if session.folder.fit(name).exists() else "train")
         fit_arm(session, arm)
+        if session.folder.manifest.exists():
+            _settle(session)
     return session.folder, store.read_json(session.folder.fit(name))
+
+
+def _settle(session: Session) -> None:
+    """A verdict that was given before counts what has come since; then the hashes."""
+    if session.folder.decision.exists():
+        rebuild(session.folder, session.project)
+    write_manifest(session.folder)
 
 
 def assist(project: Project, name: str) -> None:
@@ -97,6 +107,11 @@ def _known(name: str) -> Arm:
         raise ProjectError(
             f"'{name}' is not trained by several processes", hint=f"tuneworthy train {name}"
         )
+    if launched() > 1 and getattr(ARMS[name], "carries", None):
+        raise ProjectError(
+            f"'{name}' is trained by one process: its prompts are made of another arm's choices",
+            hint=f"tuneworthy train {name}",
+        )
     return ARMS[name]
 
 
@@ -107,6 +122,7 @@ def measure_one(
     with _opened(project, name, listener) as (session, arm):
         if not is_measured(session.folder, name):
             measure(session, name, fit_arm(session, arm), reason="eval of one arm")
+        _settle(session)
     clusters = {example.id: example.cluster for example in session.rows.test}
     records = store.read_jsonl(session.folder.predictions(name))
     scored = [record for record in records if record["score"] is not None]

@@ -56,7 +56,7 @@ class Server:
         self.answers()
 
     def answers(self) -> None:
-        self.until(self._listens, seconds=60)
+        self.until(self._listens, seconds=120)
 
     def _listens(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.log.read_text()
@@ -87,10 +87,10 @@ class Server:
         return pid
 
     def kill_worker(self) -> None:
-        pid = self.until(self.worker, seconds=30)
+        pid = self.until(self.worker, seconds=120)
         os.kill(pid, signal.SIGKILL)
 
-    def until(self, true: Callable[[], Any], seconds: float = 60.0) -> Any:
+    def until(self, true: Callable[[], Any], seconds: float = 120.0) -> Any:
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, self.log.read_text()[-3000:]
@@ -111,7 +111,7 @@ class Server:
     def get(self, id_: str) -> Any:
         return self.client.fine_tuning.jobs.retrieve(id_)
 
-    def ended(self, id_: str, seconds: float = 90.0) -> Any:
+    def ended(self, id_: str, seconds: float = 240.0) -> Any:
         self.until(lambda: self.get(id_).status in ENDED, seconds)
         return self.get(id_)
 

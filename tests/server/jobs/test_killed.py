@@ -43,7 +43,7 @@ def test_killed_at_random_moments(tmp_path: Path, victim: str) -> None:
         made = [server.job(file, seed=n) for n in range(2)]
         kills = 0
         while not all(server.get(id_).status == "succeeded" for id_ in made):
-            ready = server.until(server.worker, seconds=30)
+            ready = server.until(server.worker)
             time.sleep(dice.uniform(0.0, 0.8))
             if kills < 3:
                 kills += 1

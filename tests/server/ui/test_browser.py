@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     projects.write(folder / "commands", projects.rows(160), instruction="Turn it into JSON.")
     projects.write(
-        folder / "home", projects.rows(5), task="home-commands", instruction=f"{HOSTILE} 🛋️"
+        folder / "home", projects.rows(5), task="home-commands", instruction=HOSTILE
     )
     write_sample(folder / "home" / "runs" / RUN.rsplit("/", 1)[1])
     return folder
@@ -116,9 +116,9 @@ def _rows(window: Looker, run: store.RunFolder) -> None:
     page.get_by_role("navigation", name="This run").get_by_role("link", name="Rows").click()
     told = page.get_by_role("status").first
     assert "1 to 20 of 60 rows" in told.inner_text()
-    page.get_by_label("A", exact=True).select_option("lora")
-    page.get_by_label("B", exact=True).select_option("zero-shot")
-    page.get_by_label("Show", exact=True).select_option("won")
+    page.get_by_role("combobox", name="A", exact=True).select_option("lora")
+    page.get_by_role("combobox", name="B", exact=True).select_option("zero-shot")
+    page.get_by_role("combobox", name="Show", exact=True).select_option("won")
     page.get_by_role("button", name="Show", exact=True).click()
     scores = {
         arm: {line["id"]: line["score"] for line in store.read_jsonl(run.predictions(arm))}
@@ -160,8 +160,8 @@ def _promote(window: Looker, folder: Path, decided: str) -> None:
 def _playground(window: Looker, run: store.RunFolder) -> None:
     row = next(row for row in store.read_jsonl(run.rows) if row["split"] == "test")
     page = window.go("/playground")
-    page.get_by_label("A", exact=True).select_option("commands/few-shot")
-    page.get_by_label("B", exact=True).select_option("commands/lora")
+    page.get_by_role("combobox", name="A", exact=True).select_option("commands/few-shot")
+    page.get_by_role("combobox", name="B", exact=True).select_option("commands/lora")
     page.get_by_label("Prompt, as a caller sends it").fill(row["messages"][-1]["content"])
     page.keyboard.press("Control+Enter")
     for letter, arm in (("A", "few-shot"), ("B", "lora")):

@@ -15,6 +15,8 @@ from tuneworthy.store import RunFolder
 
 RENEW_SECONDS = 1.0
 """How often the queue hears of a job, and a job of a cancel or a pause."""
+AT_ONCE = 500
+"""Events of one transaction: a long training that goes on tells all its steps again."""
 
 Why = Literal["lost", "ending"]
 
@@ -79,12 +81,10 @@ class Teller:
     def flush(self) -> None:
         """Write what was collected. Raises Lost, Unreachable."""
         with self._flushing:
-            with self._lock:
-                waiting = [*self._waiting]
-            if waiting:
+            while waiting := self._waiting[:AT_ONCE]:
                 self.queue.tell(self.job, waiting)
-            with self._lock:
-                del self._waiting[: len(waiting)]
+                with self._lock:
+                    del self._waiting[: len(waiting)]
 
     def message(self, text: str, level: Literal["info", "warn"] = "info") -> Event:
         """An event in words; told again in another life of the job, it is another event."""

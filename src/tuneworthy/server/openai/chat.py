@@ -6,9 +6,9 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -26,6 +26,7 @@ from tuneworthy.server.traffic import Traffic
 from tuneworthy.store import mended
 from tuneworthy.types import Failure, Prompt
 
+T = TypeVar("T")
 GONE_SECONDS = 0.5
 """How often a caller who waits for a whole answer is looked for."""
 
@@ -98,20 +99,27 @@ class Completions:
         try:
             for prompt, wishes in asked:
                 call.streams.append(await answer(place.run, place.arm, prompt, wishes))
-                result = call.streams[-1].result
-                if isinstance(result, Failure):  # while there still is a status to say it with
-                    _said(result)
         except Unable as error:
             call.cancel()
             raise Problem(400, error.text, param=error.param, code="unsupported_value") from None
-        except (asyncio.CancelledError, Problem):
+        except BaseException:
             call.cancel()
             raise
         return call
 
     async def whole(self, request: Request, call: _Call) -> list[Said]:
-        """Wait for all answers; a caller who leaves frees the slots."""
-        work = asyncio.ensure_future(call.results())
+        return await self._awaited(request, call, call.results())
+
+    async def begun(self, request: Request, call: _Call) -> None:
+        """Wait for the first text: until then there still is a status to tell a failure with."""
+        await self._awaited(request, call, call.streams[0].begun())
+        result = call.streams[0].result
+        if result is not None:
+            _said(result)
+
+    async def _awaited(self, request: Request, call: _Call, waiting: Coroutine[Any, Any, T]) -> T:
+        """A caller who leaves meanwhile frees the slots."""
+        work = asyncio.ensure_future(waiting)
         try:
             while not (await asyncio.wait({work}, timeout=GONE_SECONDS))[0]:
                 if await request.is_disconnected():
@@ -234,6 +242,7 @@ def router(house: House, metrics: Metrics, guard: Callable[[], Guard]) -> APIRou
         asked = [(prompt, body.choice(number)) for number in range(body.n or 1)]
         call = await work.begin("chatcmpl", body.model, asked)
         if body.stream:
+            await work.begun(request, call)
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return _streamed(work.events(request, call, _chat_piece(call, body), usage))
         results = await work.whole(request, call)
@@ -247,6 +256,7 @@ def router(house: House, metrics: Metrics, guard: Callable[[], Guard]) -> APIRou
         asked = [(p, body.choice(n)) for p in body.prompts() for n in range(many)]
         call = await work.begin("cmpl", body.model, asked)
         if body.stream:
+            await work.begun(request, call)
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return _streamed(work.events(request, call, _text_piece(call), usage))
         results = await work.whole(request, call)

@@ -11,7 +11,6 @@ from tuneworthy.engine.grammar import check
 from tuneworthy.errors import ProjectError
 from tuneworthy.server.answering import Wishes
 from tuneworthy.server.openai.problems import Problem
-from tuneworthy.store import mended
 from tuneworthy.types import Grammar, Message, Prompt, Role
 
 ROLES: dict[str, Role] = {
@@ -47,7 +46,7 @@ class Turn(_Body):
     def message(self) -> Message:
         parts = self.content
         text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
-        return Message(ROLES[self.role], mended(text))
+        return Message(ROLES[self.role], text)
 
 
 class JsonSchema(_Body):
@@ -166,7 +165,7 @@ class CompletionRequest(_Common):
 
     def prompts(self) -> list[Prompt]:
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        return [(Message("user", mended(text)),) for text in texts]
+        return [(Message("user", text),) for text in texts]
 
     def choice(self, number: int) -> Wishes:
         return self.wishes(number, max_tokens=self.max_tokens, top=self.logprobs)

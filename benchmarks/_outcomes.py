@@ -1,0 +1,238 @@
+"""What a task's two decisions came to: read off a run folder once, judged as often as one likes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneworthy import store
+from tuneworthy.arms import ARMS
+from tuneworthy.data import ledger
+from tuneworthy.evaluation.statistics import ALPHA, Difference, compare
+from tuneworthy.store import RunFolder
+from tuneworthy.workflows.spending import seeds
+
+Outcome = dict[str, Any]
+ASIDE_COUNT = 3
+DECIMALS = 4
+"""Of stored scores and seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An example that is decided. `facts`: its answers are facts that stand in documents.
+
+    `seen`: there were results of it before this benchmark. `settings` take the place of those in
+    the example's project file.
+    """
+
+    facts: bool = False
+    seen: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+_SIZES = {"data.train": 400, "data.dev": 100, "data.test": 200}
+TASKS: dict[str, Task] = {
+    "home-commands": Task(seen=True, settings=_SIZES),
+    "phpdoc": Task(seen=True, settings={**_SIZES, "budget": "30m"}),
+    "pokedex": Task(
+        facts=True,
+        seen=True,
+        settings={
+            **_SIZES,
+            "arms": ["zero-shot", "system-prompt", "few-shot", "rag", "lora", "rag+lora"],
+        },
+    ),
+    "php-summary": Task(),
+    "wordnet": Task(),
+    "log-lines": Task(),
+    "aws-limits": Task(facts=True),
+    "numpydoc": Task(),
+}
+
+
+def aside(tasks: Mapping[str, Task] = TASKS) -> tuple[str, ...]:
+    """The tasks that nothing is tuned on: of those never seen, the smallest by the name's sha256."""
+    unseen = [name for name, task in tasks.items() if not task.seen]
+    return tuple(sorted(unseen, key=lambda name: hashlib.sha256(name.encode()).hexdigest()))[
+        :ASIDE_COUNT
+    ]
+
+
+# Reading
+
+
+def identity(run: RunFolder) -> str:
+    """What two runs must share to be held against each other: test rows, base and metric."""
+    config = store.read_json(run.config)
+    seal = store.read_json(run.seal)["sha256"]
+    return store.sha256_json([seal, config["base"]["sha256"], config["metric"]["name"]])
+
+
+def truth(run: RunFolder) -> Outcome:
+    """Every arm that was measured to the end, with the scores of each row and seed."""
+    rows = ledger.read_rows_file(run.rows)
+    numbers: dict[str, int] = {}
+    for example in rows.test:
+        numbers.setdefault(example.cluster, len(numbers))
+    ids = [example.id for example in rows.test]
+    arms = {
+        name: {
+            "trained": ARMS[name].trained,
+            "seeds": [
+                _training(run, place, ids)
+                for place in (name, *seeds(run, name))
+                if _complete(run, place)
+            ],
+        }
+        for name in ARMS
+        if _complete(run, name)
+    }
+    return {
+        "rows": {"train": len(rows.train), "dev": len(rows.dev), "test": len(rows.test)},
+        "clusters": [numbers[example.cluster] for example in rows.test],
+        "arms": arms,
+    }
+
+
+def _complete(run: RunFolder, place: str) -> bool:
+    path = run.measured(place)
+    return path.exists() and bool(store.read_json(path)["complete"])
+
+
+def _training(run: RunFolder, place: str, ids: Sequence[str]) -> Outcome:
+    """One training and measurement of an arm; scores in the order of the sealed rows."""
+    fit = store.read_json(run.fit(place))
+    latest = {record["id"]: record["score"] for record in store.read_jsonl(run.predictions(place))}
+    return {
+        "scores": [_rounded(latest[id_]) for id_ in ids],
+        "dev_loss": _rounded(fit["training"]["dev_loss"]) if fit["training"] else None,
+        "fit_seconds": _rounded(fit["seconds"]),
+        "measure_seconds": _rounded(store.read_json(run.measured(place))["seconds"]),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DECIMALS)
+
+
+def verdict(decision: Mapping[str, Any]) -> Outcome:
+    """What the budgeted decision said, foretold and spent."""
+    spent = decision["spent"]
+    return {
+        **{name: decision[name] for name in ("verdict", "arm", "fine_tune")},
+        "spent_seconds": _rounded(spent["seconds"]),
+        "exhaustive_seconds_estimate": _rounded(spent["exhaustive_seconds_estimate"]),
+        "spent": [{**piece, "seconds": _rounded(piece["seconds"])} for piece in spent["by"]],
+        "forecast": [
+            {
+                **{name: item[name] for name in ("arm", "at", "rows", "of")},
+                "predicted": _rounded(item["predicted"]),
+                "interval": item["interval"] and [_rounded(end) for end in item["interval"]],
+            }
+            for item in decision["forecast"]
+        ],
+    }
+
+
+def write(path: Path, outcome: Outcome) -> None:
+    """As JSON, a list of numbers on one line."""
+    text = json.dumps(outcome, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[\n[\s\d.,enul-]*\]", lambda found: re.sub(r"\s", "", found[0]), text)
+    store.write_text(path, text + "\n")
+
+
+# Judging
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A task's budgeted decision beside what running everything to its end has shown."""
+
+    verdict: str
+    arm: str | None
+    best: str
+    difference: Difference | None
+    """The best arm minus the chosen one; None if they are one, or nothing was chosen."""
+    right: bool
+    share: float
+    """Seconds spent, of those that running everything to its end takes."""
+    held: dict[str, list[bool]]
+    """Score or loss -> whether each forecast's band held what came true."""
+    unknown: int
+    """Forecasts that said they do not know."""
+    tuned_on_facts: bool
+
+
+def judge(outcome: Outcome, facts: bool) -> Judged:
+    """Whether the budgeted decision was right, what it cost, which forecasts held."""
+    arms, decided = outcome["arms"], outcome["budgeted"]
+    rows = {name: _row_means(arm) for name, arm in arms.items()}
+    best = max(rows, key=lambda name: _mean(rows[name]))
+    chosen = decided["arm"]
+    difference = None
+    if chosen in rows and chosen != best:
+        difference = _compared(rows[best], rows[chosen], outcome["clusters"])
+    held, unknown = _forecasts(outcome)
+    return Judged(
+        verdict=decided["verdict"],
+        arm=chosen,
+        best=best,
+        difference=difference,
+        right=chosen == best or (difference is not None and difference.p >= ALPHA),
+        share=decided["spent_seconds"] / exhaustive_seconds(arms),
+        held=held,
+        unknown=unknown,
+        tuned_on_facts=bool(facts and decided["fine_tune"]),
+    )
+
+
+def exhaustive_seconds(arms: Mapping[str, Any]) -> float:
+    """Of fitting and measuring every arm with every seed."""
+    every = [training for arm in arms.values() for training in arm["seeds"]]
+    return sum(training["fit_seconds"] + training["measure_seconds"] for training in every)
+
+
+def _row_means(arm: Mapping[str, Any]) -> list[float | None]:
+    """Each row's score, the mean over the arm's seeds; None where no seed has one."""
+    columns = zip(*(training["scores"] for training in arm["seeds"]), strict=True)
+    known = ([score for score in column if score is not None] for column in columns)
+    return [statistics.fmean(scores) if scores else None for scores in known]
+
+
+def _mean(scores: Sequence[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    return statistics.fmean(known) if known else 0.0
+
+
+def _compared(
+    a: Sequence[float | None], b: Sequence[float | None], clusters: Sequence[int]
+) -> Difference | None:
+    """a minus b on the rows that both have a score for, paired and clustered."""
+    shared = [
+        (x, y, c) for x, y, c in zip(a, b, clusters, strict=True) if x is not None and y is not None
+    ]
+    return compare([x for x, _, _ in shared], [y for _, y, _ in shared], [c for *_, c in shared])
+
+
+def _forecasts(outcome: Outcome) -> tuple[dict[str, list[bool]], int]:
+    """Whether the bands of forecasts for all rows held, by quantity, and how many were unknown."""
+    held: dict[str, list[bool]] = {"score": [], "loss": []}
+    unknown = 0
+    for item in outcome["budgeted"]["forecast"]:
+        if item["rows"] != outcome["rows"]["train"] or item["arm"] not in outcome["arms"]:
+            continue  # for more rows than there are: nobody knows what would come true
+        first = outcome["arms"][item["arm"]]["seeds"][0]
+        realised = _mean(first["scores"]) if item["of"] == "score" else first["dev_loss"]
+        if item["interval"] is None:
+            unknown += 1
+        elif realised is not None:
+            low, high = item["interval"]
+            held[item["of"]].append(low <= realised <= high)
+    return held, unknown

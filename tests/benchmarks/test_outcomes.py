@@ -1,0 +1,154 @@
+"""The judgement on stored outcomes, made here by code; no weights, no runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _outcomes
+import pytest
+from _outcomes import TASKS, Task, aside, judge
+
+CLUSTERS = [row // 2 for row in range(60)]
+
+
+def training(scores: Sequence[float | None], seconds: float = 50.0, **more: Any) -> dict[str, Any]:
+    fields = {"dev_loss": None, "fit_seconds": seconds, "measure_seconds": seconds}
+    return {"scores": list(scores), **fields, **more}
+
+
+def steady(mean: float, swing: float = 0.1) -> list[float]:
+    """Sixty scores around a mean that differ from row to row."""
+    return [mean + swing * ((row * 7 % 11) / 5 - 1) for row in range(60)]
+
+
+def outcome(
+    arms: dict[str, list[dict[str, Any]]],
+    arm: str | None = "few-shot",
+    **budgeted: Any,
+) -> dict[str, Any]:
+    decided = {"verdict": "adopt", "arm": arm, "fine_tune": False, "spent_seconds": 60.0}
+    return {
+        "date": "2026-01-01T00:00:00.000Z",
+        "rows": {"train": 400, "dev": 100, "test": 60},
+        "clusters": CLUSTERS,
+        "arms": {name: {"trained": len(s) > 1, "seeds": s} for name, s in arms.items()},
+        "budgeted": {**decided, "forecast": [], **budgeted},
+    }
+
+
+def forecast(interval: Sequence[float] | None, of: str = "score", **more: Any) -> dict[str, Any]:
+    fields = {"arm": "lora", "at": 0.5, "rows": 400, "of": of, "predicted": 0.5}
+    return {**fields, "interval": interval, **more}
+
+
+def test_the_best_arm_is_right() -> None:
+    found = judge(
+        outcome({"few-shot": [training(steady(0.8))], "lora": [training(steady(0.3))]}), False
+    )
+    assert (found.best, found.right, found.difference) == ("few-shot", True, None)
+
+
+def test_an_arm_that_is_surely_worse_is_wrong() -> None:
+    arms = {"few-shot": [training(steady(0.5))], "rag": [training(steady(0.7, swing=0.12))]}
+    found = judge(outcome(arms), False)
+    assert not found.right and found.best == "rag"
+    assert found.difference is not None
+    assert found.difference.value == pytest.approx(0.2, abs=0.01)
+
+
+def test_an_arm_that_cannot_be_told_from_the_best_is_right() -> None:
+    worse = [score - (0.3 if row % 2 else -0.28) for row, score in enumerate(steady(0.5))]
+    arms = {"few-shot": [training(worse)], "rag": [training(steady(0.5))]}
+    found = judge(outcome(arms, "few-shot"), False)
+    assert found.best == "rag" and found.right
+    assert found.difference is not None and found.difference.p >= 0.05
+
+
+def test_rows_of_one_cluster_speak_once() -> None:
+    """Five rows in six are one cluster, and say what the rest does not."""
+    chosen, best = [0.0] * 60, [1.0] * 50 + [0.0, 1.0] * 5
+    arms = {"few-shot": [training(chosen)], "rag": [training(best)]}
+    alone = outcome(arms)
+    assert not judge({**alone, "clusters": list(range(60))}, False).right
+    together = {**alone, "clusters": [0] * 50 + [1, 2, 1, 2, 1, 2, 1, 2, 1, 2]}
+    assert judge(together, False).right
+
+
+def test_the_best_arm_is_the_best_over_its_seeds() -> None:
+    """One lucky training does not make an arm the best."""
+    lucky = [training(steady(mean)) for mean in (0.9, 0.4, 0.4)]
+    found = judge(outcome({"few-shot": [training(steady(0.7))], "lora": lucky}), False)
+    assert (found.best, found.right) == ("few-shot", True)
+
+
+def test_rows_without_a_score_are_left_out_of_the_comparison() -> None:
+    holes = [None if row < 30 else score for row, score in enumerate(steady(0.7))]
+    arms = {"few-shot": [training(steady(0.4))], "rag": [training(holes)]}
+    found = judge(outcome(arms), False)
+    assert found.best == "rag" and found.difference is not None
+    assert found.difference.value == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("arm", [None, "linear"])
+def test_no_arm_or_one_that_was_not_run_to_its_end_is_not_right(arm: str | None) -> None:
+    found = judge(outcome({"few-shot": [training(steady(0.5))]}, arm), False)
+    assert not found.right and found.difference is None
+
+
+def test_the_share_is_of_all_arms_with_all_seeds() -> None:
+    arms = {"few-shot": [training(steady(0.5))], "lora": [training(steady(0.5))] * 3}
+    assert judge(outcome(arms, spent_seconds=100.0), False).share == pytest.approx(100 / 400)
+
+
+def test_forecasts_are_held_against_the_first_seed() -> None:
+    seeds = [training(steady(mean), dev_loss=loss) for mean, loss in ((0.6, 1.5), (0.2, 3.0))]
+    made = [
+        forecast([0.55, 0.65]),
+        forecast([0.61, 0.9]),
+        forecast([1.4, 1.6], "loss"),
+        forecast([1.6, 1.9], "loss"),
+        forecast(None),
+        forecast([0.0, 1.0], rows=1600),
+        forecast([0.0, 1.0], arm="full"),
+    ]
+    found = judge(outcome({"lora": seeds}, "lora", forecast=made), False)
+    assert found.held == {"score": [True, False], "loss": [True, False]}
+    assert found.unknown == 1
+
+
+def test_fine_tuning_counts_against_a_task_of_facts_alone() -> None:
+    made = outcome({"lora": [training(steady(0.5))]}, "lora", fine_tune=True)
+    assert judge(made, True).tuned_on_facts
+    assert not judge(made, False).tuned_on_facts
+    assert not judge(outcome({"lora": [training(steady(0.5))]}, "lora"), True).tuned_on_facts
+
+
+def test_three_tasks_that_nobody_had_seen_are_kept_aside_by_their_names() -> None:
+    assert len(TASKS) == 8
+    assert aside() == ("aws-limits", "numpydoc", "log-lines")
+    assert not any(TASKS[name].seen for name in aside())
+    assert aside(dict(reversed(TASKS.items()))) == aside()
+    assert aside({"phpdoc": Task(seen=True), "wordnet": Task()}) == ("wordnet",)
+
+
+def test_each_task_is_an_example_and_those_with_documents_are_of_facts() -> None:
+    from tuneworthy.examples import EXAMPLES
+
+    assert set(TASKS) == set(EXAMPLES)
+    folder = Path(_outcomes.ledger.__file__).parents[1] / "examples"
+    for name, task in TASKS.items():
+        text = (folder / f"{EXAMPLES[name]}.yaml").read_text("utf-8")
+        assert task.facts == ("documents:" in text), name
+
+
+def test_lists_of_numbers_are_written_on_one_line(tmp_path: Path) -> None:
+    made = outcome({"lora": [training([0.25, None, 1.0])]}, forecast=[forecast([0.1, 1e-05])])
+    made["note"] = "[ 1, 2 ]"
+    path = tmp_path / "results" / "toy.json"
+    _outcomes.write(path, made)
+    text = path.read_text("utf-8")
+    assert json.loads(text) == made
+    assert '"scores": [0.25,null,1.0]' in text and '"interval": [0.1,1e-05]' in text
