@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,19 +47,19 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def visits(state: Path) -> Iterator[Callable[..., Visit]]:
+    """Makes visitors to servers whose state is in a folder: `visit(project_folder, ...)`."""
+    with ExitStack() as opened:
+
+        def visit(*folders: Path, house: House | None = None, follow: bool = True) -> Visit:
+            app = create_app(house or House(folders, state), hosts=("testserver",), work=False)
+            return Visit(opened.enter_context(TestClient(app, follow_redirects=follow)))
+
+        yield visit
+
+
 @pytest.fixture
 def visiting(tmp_path: Path) -> Iterator[Callable[..., Visit]]:
-    """Makes a visitor to a server of its own: `visiting(folder, ...)`; its state is in tmp_path."""
-    opened = []
-
-    def visit(*folders: Path, house: House | None = None, follow: bool = True) -> Visit:
-        house = house or House(folders, tmp_path / "state")
-        app = create_app(house, hosts=("testserver",), work=False)
-        client = TestClient(app, follow_redirects=follow)
-        client.__enter__()
-        opened.append(client)
-        return Visit(client)
-
-    yield visit
-    for client in opened:
-        client.__exit__(None, None, None)
+    with visits(tmp_path / "state") as visit:
+        yield visit
