@@ -61,9 +61,10 @@ def test_from_an_answer_to_a_row_of_the_next_decision(own: Path, tmp_path: Path)
     # The next decision reads them beside the rows there were.
     more = "".join(json.dumps(row) + "\n" for row in kept)
     (project / "more.jsonl").write_text(more, "utf-8")
-    before = sum(tw.check(project).rows.values())
-    changed = projects.write(project, projects.rows(100), data__examples="*.jsonl")
-    assert sum(tw.check(changed).rows.values()) == before + 2
+    before = tw.check(project).rows["read"]
+    settings = {"data__examples": "[em]*.jsonl", "data__test": 20, "data__dev": 20}
+    changed = projects.write(project, projects.rows(100), **settings)
+    assert tw.check(changed).rows["read"] == before + 2
 
 
 def test_secrets_are_never_written(tmp_path: Path) -> None:
