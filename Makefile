@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint audit-deps docs bench bench-serve clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -29,12 +29,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit -q -r src -c pyproject.toml
+
+# Known holes in what is installed: advice, for the index may not know every package.
+audit-deps: $(INSTALLED)
+	-$(BIN)/pip-audit --desc off
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/build.py
 
 bench: $(INSTALLED)
 	@for script in benchmarks/[!_]*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-serve: $(INSTALLED)
+	$(BIN)/python benchmarks/serve.py
 
 clean:
 	rm -rf $(VENV) demo

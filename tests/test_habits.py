@@ -59,6 +59,7 @@ TOOLS = {
     "ruff format": ["ruff", "format", "--check", "."],
     "mypy": ["mypy"],
     "import-linter": ["lint-imports"],
+    "bandit": ["bandit", "-q", "-r", "src", "-c", "pyproject.toml"],
 }
 
 
@@ -114,8 +115,8 @@ def test_help_shows_an_example_at_once(verb: str) -> None:
     assert seconds < HELP_SECONDS, f"tuneworthy {verb} --help took {seconds:.1f} s"
 
 
-def test_there_are_twelve_verbs() -> None:
-    assert len(VERBS) == 12
+def test_there_are_seventeen_verbs() -> None:
+    assert len(VERBS) == 17
 
 
 def test_all_is_what_is_exported() -> None:

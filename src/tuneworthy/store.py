@@ -201,7 +201,8 @@ def hold(folder: Path) -> BaseFileLock:
     lock = FileLock(folder / ".lock", is_singleton=True)
     with guarded(folder):
         try:
-            lock.acquire(blocking=False)
+            # Somebody who only looks whether the run is held has it for a moment.
+            lock.acquire(timeout=0.3, poll_interval=0.02)
         except Timeout:
             raise StorageError(
                 "another process is working in this run",

@@ -10,18 +10,29 @@ import pytest
 from tuneworthy.decision.forecast import BAND, LAWS, Point, forecast
 
 
-def curve(rows: int, start: float = 0.6, slope: float = -0.15) -> float:
-    """A score whose miss falls by a power law from `start` at 50 rows."""
-    return 1 - start * 2 ** (slope / math.log(2) * math.log2(rows / 50))
+def curve(rows: int, start: float = 0.4, slope: float = 0.5) -> float:
+    """A score whose odds grow by a power law from those of `start` at 50 rows."""
+    odds = start / (1 - start) * math.exp(slope * math.log2(rows / 50))
+    return odds / (1 + odds)
 
 
 def test_a_power_law_is_continued() -> None:
     points = [Point(n, curve(n), 0.001) for n in (50, 100, 200)]
     expected = forecast(points, 400)
     assert expected
-    assert expected.predicted == pytest.approx(curve(400), abs=0.01)
+    assert expected.predicted == pytest.approx(curve(400), abs=0.02)
     low, high = expected.interval
     assert low < expected.predicted < high
+
+
+def test_getting_the_hang_of_a_form_is_foreseen() -> None:
+    """As measured: LoRA on requests to a smart home, 62, 125 and 250 of 500 rows, 40 dev rows."""
+    points = [Point(62, 0.148, 0.05), Point(125, 0.256, 0.055), Point(250, 0.419, 0.06)]
+    for few in (points[:2], points):
+        expected = forecast(few, 500, test_error=0.04)
+        assert expected
+        low, high = expected.interval
+        assert low < 0.659 < high, (low, high)
 
 
 def test_a_flat_curve_stays_flat_and_a_steep_one_does_not() -> None:
@@ -74,19 +85,18 @@ def test_the_band_holds_as_much_as_it_says_where_its_law_is_true() -> None:
     """Curves drawn from the prior, measured with noise: 80 % of outcomes in the 80 % band."""
     random, law, held = np.random.default_rng(0), LAWS["score"], []
     for _ in range(2000):
-        slope = random.normal(law.slope, law.slope_spread)
-        level = math.log(random.uniform(0.05, 0.2))
+        slope, level = random.normal(law.slope, law.slope_spread), random.normal(0, 1)
 
-        def miss(rows: int, level: float = level, slope: float = slope) -> float:
+        def score(rows: int, level: float = level, slope: float = slope) -> float:
             place = level + slope * math.log2(rows / 400)
-            return min(0.999, math.exp(place + random.normal(0, law.point_spread)))
+            return 1 / (1 + math.exp(-place - random.normal(0, law.point_spread)))
 
         points = []
         for rows in (50, 100):
-            value = miss(rows)
-            points.append(Point(rows, 1 - value * math.exp(random.normal(0, 0.05)), 0.05 * value))
+            value = score(rows)
+            error = 0.2 * value * (1 - value)
+            points.append(Point(rows, value + random.normal(0, error), error))
         expected = forecast(points, 400)
         assert expected
-        outcome = 1 - miss(400)
-        held.append(expected.interval[0] <= outcome <= expected.interval[1])
-    assert BAND - 0.05 < np.mean(held) < BAND + 0.05, np.mean(held)
+        held.append(expected.interval[0] <= score(400) <= expected.interval[1])
+    assert BAND - 0.04 < np.mean(held) < BAND + 0.04, np.mean(held)

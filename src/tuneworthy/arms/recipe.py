@@ -86,15 +86,18 @@ class Recipe:
     @classmethod
     def from_json(cls, values: Mapping[str, Any], model_folder: Path) -> Recipe:
         chosen, grammar = values["examples"], values.get("grammar")
-        if grammar and grammar["separators"]:
-            grammar = {**grammar, "separators": tuple(grammar["separators"])}
         return cls(
             system=values["system"],
             examples=chosen and Examples(**{**chosen, "ids": tuple(chosen["ids"])}),
             passages=values["passages"],
             weights=Weights(values["weights"], model_folder) if values["weights"] else None,
-            grammar=grammar and Grammar(**grammar),
+            grammar=grammar and grammar_from_json(grammar),
         )
+
+
+def grammar_from_json(values: Mapping[str, Any]) -> Grammar:
+    separators = values["separators"]
+    return Grammar(**{**values, "separators": tuple(separators) if separators else None})
 
 
 @dataclass(frozen=True)

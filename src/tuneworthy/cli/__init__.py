@@ -17,10 +17,14 @@ from tuneworthy.cli import (
     example,
     export,
     init,
+    keys,
     models,
     plan,
+    promote,
     report,
     retune,
+    serve,
+    traffic,
     train,
 )
 
@@ -44,6 +48,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "report": report.report,
     "retune": retune.retune,
     "export": export.export,
+    "serve": serve.serve,
+    "promote": promote.promote,
+    "rollback": promote.rollback,
+    "keys": keys.keys,
+    "traffic": traffic.traffic,
     "models": models.models,
     "doctor": doctor.doctor,
 }

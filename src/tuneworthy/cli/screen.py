@@ -16,6 +16,8 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from tuneworthy.report.progress import Arms
+
 QUIET_SECONDS = 8.0
 """Off a terminal, at most this long without a word."""
 
@@ -31,58 +33,6 @@ def print_json(value: Any) -> None:
 
     plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=plain) + "\n")
-
-
-class Arms:
-    """The state of each arm, built from events."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.phase_started: dict[tuple[str, str], float] = {}
-        self.phase_from: dict[tuple[str, str], int] = {}
-
-    def take(self, event: dict[str, Any]) -> None:
-        if "arm" not in event or event["kind"] in ("decided",):
-            return
-        row = self.rows.setdefault(
-            event["arm"],
-            {
-                "arm": event["arm"],
-                "state": "waiting",
-                "done": 0,
-                "total": None,
-                "score": None,
-                "interval": None,
-                "seconds_left": None,
-            },
-        )
-        kind = event["kind"]
-        if kind in ("tick", "training"):
-            self._progress(row, event)
-        elif kind == "fitting":
-            row["state"] = "preparing"
-        elif kind == "fitted":
-            row |= {"state": "fitted", "seconds_left": None}
-        elif kind == "measured":
-            keys = ("score", "interval", "done", "total")
-            row |= {"state": "measured", "seconds_left": None, **{k: event[k] for k in keys}}
-        elif kind == "skipped":
-            row["state"] = f"not measured: {event['reason']}"
-
-    def _progress(self, row: dict[str, Any], event: dict[str, Any]) -> None:
-        key = (event["arm"], event["phase"])
-        began = self.phase_started.setdefault(key, self.clock())
-        done, total = event["done"], event["total"]
-        spent = self.clock() - began
-        done_here = done - self.phase_from.setdefault(key, done)
-        left = spent / done_here * (total - done) if done_here and spent > 1 else None
-        state = event["phase"]
-        if "loss" in event:
-            state += f", loss {event['loss']:.3f}"
-        row |= {"state": state, "done": done, "total": total, "seconds_left": left}
-        if "score" in event:
-            row["score"] = event["score"]
 
 
 class Screen:

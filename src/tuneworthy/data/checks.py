@@ -172,6 +172,14 @@ def _secrets(text: str) -> list[str]:
     return [kind for kind, pattern in _SECRETS.items() if pattern.search(text)]
 
 
+def redacted(text: str) -> str:
+    """The text with what looks like secrets or personal data replaced by its kind in brackets."""
+    for kind, pattern in _SECRETS.items():
+        text = pattern.sub(f"[{kind}]", text)
+    text = _EMAIL.sub("[e-mail address]", text) if "@" in text else text
+    return _CARD.sub(lambda hit: "[card number]" if _luhn(hit[0]) else hit[0], text)
+
+
 def _personal(text: str) -> list[str]:
     found = ["e-mail address"] if "@" in text and _EMAIL.search(text) else []
     if any(_luhn(hit[0]) for hit in _CARD.finditer(text)):

@@ -1,12 +1,14 @@
 """What an arm will score with more training rows, from trainings on some of them.
 
-A local power law: over the last few sizes, the logarithm of the miss (1 - score, or the loss) falls
-along a line in the logarithm of the rows. The line is fitted by Bayesian regression (Gelman et al.
-(2013), "Bayesian Data Analysis", chapter 14) with a prior on its slope alone, because two or three
-noisy points do not tell a slope. Published curves: such a law over the last three points is off by
-2 % of the loss at the median and by 11 % at the 90th percentile for four times the rows, and far
-more beyond (Lin et al. 2024, "Selecting Large Language Model to Fine-tune via Rectified Scaling
-Law", data recomputed); so nothing is forecast beyond four times. See docs/concepts/forecast.md.
+A local power law: over the last few sizes, the logarithm of the loss, or of the odds of the score,
+goes along a line in the logarithm of the rows. High scores then approach 1 by a power law of the miss,
+low ones leave 0 by one of the score; the middle, where a model gets the hang of a form, is steep. The
+line is fitted by Bayesian regression (Gelman et al. (2013), "Bayesian Data Analysis", chapter 14) with a
+prior on its slope alone, because two or three noisy points do not tell a slope. Published curves of the
+loss: a power law over the last three points is off by 2 % at the median and by 11 % at the 90th
+percentile for four times the rows, and far more beyond (Lin et al. 2024, "Selecting Large Language Model
+to Fine-tune via Rectified Scaling Law", data recomputed); so nothing is forecast beyond four times. See
+docs/concepts/forecast.md.
 """
 
 from __future__ import annotations
@@ -33,18 +35,18 @@ Quantity = Literal["score", "loss"]
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """What is believed of a curve before it is seen, in logarithms of the miss."""
+    """What is believed of a curve before it is seen, in logarithms of the odds or of the loss."""
 
     slope: float
-    """Change of the logarithm with each doubling of the rows."""
+    """Change with each doubling of the rows."""
     slope_spread: float
     point_spread: float
     """How far a training lies off the line for no other reason than its seed and its rows."""
 
 
 LAWS: dict[Quantity, Law] = {
-    "score": Law(slope=-0.15, slope_spread=0.15, point_spread=0.04),
-    "loss": Law(slope=-0.08, slope_spread=0.06, point_spread=0.015),
+    "score": Law(slope=0.4, slope_spread=0.4, point_spread=0.15),
+    "loss": Law(slope=-0.3, slope_spread=0.35, point_spread=0.1),
 }
 
 
@@ -59,26 +61,22 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """A normal distribution of the logarithm of the miss at so many rows."""
+    """A normal distribution of the logarithm of the odds, or of the loss, at so many rows."""
 
     of: Quantity
     rows: int
-    log_mean: float
-    log_spread: float
+    mean: float
+    spread: float
 
     @property
     def predicted(self) -> float:
-        return self._value(0.0)
+        return _back(self.mean, self.of)
 
     @property
     def interval(self) -> tuple[float, float]:
         """80 % of outcomes are meant to lie within."""
-        ends = sorted((self._value(-_BAND_Z), self._value(_BAND_Z)))
-        return ends[0], ends[1]
-
-    def _value(self, z: float) -> float:
-        miss = math.exp(self.log_mean + z * self.log_spread)
-        return miss if self.of == "loss" else max(0.0, 1.0 - miss)
+        half = _BAND_Z * self.spread
+        return _back(self.mean - half, self.of), _back(self.mean + half, self.of)
 
     def chance_of(self, score: float) -> float:
         """Probability of a score of at least `score`."""
@@ -86,7 +84,22 @@ class Forecast:
             return 1.0
         if score >= 1:
             return 0.0
-        return NormalDist(self.log_mean, self.log_spread).cdf(math.log(1 - score))
+        return 1 - NormalDist(self.mean, self.spread).cdf(math.log(score / (1 - score)))
+
+
+def _back(value: float, of: Quantity) -> float:
+    return math.exp(value) if of == "loss" else 1 / (1 + math.exp(-value))
+
+
+def _line(point: Point, of: Quantity) -> tuple[float, float]:
+    """Where a point lies on the scale on which curves are lines, and its standard error there."""
+    if of == "loss":
+        loss = max(point.value, 1e-4)
+        return math.log(loss), point.error / loss
+    # A score of 0 or 1 is one that half a standard error more or less might have been.
+    edge = max(0.5 * point.error, 1e-4)
+    score = min(max(point.value, edge), 1 - edge)
+    return math.log(score / (1 - score)), point.error / (score * (1 - score))
 
 
 def forecast(
@@ -101,19 +114,16 @@ def forecast(
     known = [point for point in known if math.isfinite(point.value)][-LAST_POINTS:]
     if len(known) < 2 or rows > REACH * known[-1].rows:
         return None
-    law = LAWS[of]
-    floor = 1e-4 if of == "loss" else 0.5 * min(p.error or 1e-3 for p in known)
-    misses = np.array([max(floor, p.value if of == "loss" else 1 - p.value) for p in known])
-    errors = np.array([p.error for p in known]) / misses
+    law, lines = LAWS[of], [_line(point, of) for point in known]
+    places, errors = np.array([place for place, _ in lines]), np.array([e for _, e in lines])
     noise = errors**2 + law.point_spread**2
     # Doublings from the size that is asked for: the level is then the prediction itself.
     doublings = np.log2(np.array([p.rows for p in known]) / rows)
     design = np.stack([np.ones(len(known)), doublings], 1)
     prior = np.diag([1 / _FLAT, 1 / law.slope_spread**2])
-    precision = prior + design.T @ (design / noise[:, None])
-    covariance = np.linalg.inv(precision)
-    pull = prior @ np.array([0.0, law.slope]) + design.T @ (np.log(misses) / noise)
+    covariance = np.linalg.inv(prior + design.T @ (design / noise[:, None]))
+    pull = prior @ np.array([0.0, law.slope]) + design.T @ (places / noise)
     mean = float((covariance @ pull)[0])
     variance = float(covariance[0, 0]) + law.point_spread**2
-    variance += (test_error / math.exp(mean)) ** 2
-    return Forecast(of, rows, mean, math.sqrt(variance))
+    _, measuring = _line(Point(rows, _back(mean, of), test_error), of)
+    return Forecast(of, rows, mean, math.sqrt(variance + measuring**2))

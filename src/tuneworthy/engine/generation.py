@@ -26,6 +26,15 @@ OnText = Callable[[int, str], None]
 """Called with a row's position and its text so far."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A token that was said: its log-probability (nats), and those of the likeliest at its place."""
+
+    token: int
+    log_probability: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
 @dataclass(slots=True)
 class Row:
     """One prompt on its way."""
@@ -36,6 +45,11 @@ class Row:
     held: Held | None = None
     """The grammar that its answer must be a text of."""
     on_text: OnText | None = None
+    top: int | None = None
+    """How many of the likeliest tokens to tell at each place, with the chosen one's; None: none."""
+    told: list[Chosen] = field(default_factory=list)
+    cached: int = 0
+    """Tokens of the prompt whose keys and values were there already."""
     said: list[int] = field(default_factory=list)
     started: float = 0.0
     random: torch.Generator | None = None
@@ -44,8 +58,7 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.decoding.temperature > 0:
-            seed = self.decoding.seed * 1_000_003 + self.position
-            self.random = torch.Generator().manual_seed(seed)
+            self.random = torch.Generator().manual_seed(row_seed(self.decoding, self.position))
         if self.held:
             self.matcher = self.held.matcher()
 
@@ -53,6 +66,10 @@ class Row:
     def room(self) -> int:
         """Tokens that may still come."""
         return self.decoding.max_tokens - len(self.said)
+
+
+def row_seed(decoding: Decoding, position: int) -> int:
+    return decoding.seed * 1_000_003 + position
 
 
 class Scheduler:
@@ -71,13 +88,20 @@ class Scheduler:
         decode: Callable[[Sequence[int]], str],
         on_answer: Callable[[int, Answer], None],
         say: Callable[[str], None] = lambda text: None,
+        beginning: Sequence[int] | None = None,
     ) -> None:
-        """`stop` are strings that end every answer, beside those of its own decoding."""
+        """`stop` are strings that end every answer, beside those of its own decoding.
+
+        `beginning`: what every row that will come begins with; None: what those that wait share,
+        each time that all before them are done.
+        """
         self.runner, self.stop_ids, self.stop = runner, stop_ids, stop
         self.decode, self.on_answer, self.say = decode, on_answer, say
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.beginning: list[int] = []
+        self._given = None if beginning is None else list(beginning)
+        self._known = 0
         self.rows_at_most = runner.rows_at_most
         self._halved = False
 
@@ -88,6 +112,24 @@ class Scheduler:
     def add(self, rows: Iterable[Row]) -> None:
         """Longest first: what needs most memory fails early, and rows of like length run together."""
         self.waiting.extend(sorted(rows, key=lambda row: -len(row.ids)))
+
+    @torch.inference_mode()
+    def cancel(self, position: int) -> None:
+        """Forget a row, wherever it is; its slot is free. Nothing happens if it is done."""
+        for row in self.waiting:
+            if row.position == position:
+                self.waiting.remove(row)
+                return
+        for i, row in enumerate(self.running):
+            if row.position == position:
+                self._leave(i)
+                return
+
+    def _leave(self, i: int) -> None:
+        """The last row takes the place of the one that leaves, here as in the runner."""
+        self.running[i] = self.running[-1]
+        self.running.pop()
+        self.runner.free(i)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -103,6 +145,8 @@ class Scheduler:
                 self.running += joining
                 for row in joining:
                     row.started = row.started or time.perf_counter()
+                    # Those that come later find the beginning read by those before them.
+                    row.cached = self._known if first == 0 else len(self.beginning)
                 start = len(self.beginning)
                 rows = [(row.ids + row.said)[start:] for row in joining]
                 logits_N_V = self.runner.read(rows)
@@ -142,13 +186,17 @@ class Scheduler:
     def _begin(self) -> None:
         """What all waiting rows begin with is read once, or was read for others before."""
         first = self.waiting[0].ids
-        shared = shared_prefix([row.ids for row in self.waiting])
         known = min(self.runner.known(first), len(first) - 1)
-        if len(self.waiting) == 1 and known >= SHARED_PREFIX_AT_LEAST:
-            shared = known
+        if self._given is not None:
+            shared = len(self._given)
+        else:
+            shared = shared_prefix([row.ids for row in self.waiting])
+            if len(self.waiting) == 1 and known >= SHARED_PREFIX_AT_LEAST:
+                shared = known
         if self.runner.rows_at_most == 1:
             shared = 0
         self.beginning = first[:shared]
+        self._known = min(known, shared)
         self.runner.begin(self.beginning)
 
     def _take(self, logits_N_V: torch.Tensor, first: int) -> None:
@@ -156,6 +204,8 @@ class Scheduler:
         rows = self.running[first:]
         allowed = _masked(logits_N_V, rows)
         for i, (row, token) in reversed(list(enumerate(zip(rows, _choose(allowed, rows)), first))):
+            if row.top is not None and token not in self.stop_ids:
+                row.told.append(_chosen(allowed[i - first], token, row.top))
             finished = self._finished(row, token)
             if not finished:
                 if row.on_text:
@@ -165,9 +215,7 @@ class Scheduler:
             took = time.perf_counter() - row.started
             answer = Answer(text, len(row.ids), len(row.said), reason, took)  # type: ignore[arg-type]
             self.on_answer(row.position, answer)
-            self.running[i] = self.running[-1]
-            self.running.pop()
-            self.runner.free(i)
+            self._leave(i)
 
     def _finished(self, row: Row, token: int) -> tuple[str, str] | None:
         """Add a token to a row; its text and finish reason if that was its last one."""
@@ -254,6 +302,13 @@ def _masked(logits_N_V: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         some = logits_N_V[index].masked_fill(~allowed_M_V.to(index.device), float("-inf"))
         logits_N_V = logits_N_V.index_copy(0, index, some)
     return logits_N_V
+
+
+def _chosen(logits_V: torch.Tensor, token: int, top: int) -> Chosen:
+    log_p_V = logits_V.float().log_softmax(-1)
+    values, tokens = log_p_V.topk(top) if top else (log_p_V[:0], log_p_V[:0])
+    likeliest = tuple(zip(map(int, tokens.tolist()), values.tolist()))
+    return Chosen(token, float(log_p_V[token]), likeliest)
 
 
 def _choose(logits_N_V: torch.Tensor, rows: Sequence[Row]) -> list[int]:

@@ -16,7 +16,7 @@ from llguidance import LLTokenizer
 
 from tuneworthy import store
 from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware, runner
-from tuneworthy.engine.generation import OnText, Row, Scheduler
+from tuneworthy.engine.generation import OnText, Row, Scheduler, row_seed
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
 from tuneworthy.engine.runner import Runner
@@ -141,20 +141,46 @@ class LocalEngine:
                 on_answer(position, answer)
 
         if prompts:
-            scheduler = Scheduler(
-                self._running(weights),
-                stop_ids=self.chat.stop_ids if stop_ids is None else stop_ids,
-                stop=self.chat.stop,
-                decode=self.chat.decode,
-                on_answer=keep,
-                say=self.say,
-            )
+            scheduler = self.scheduler(weights, keep, stop_ids=stop_ids)
             rows = (Row(i, list(ids), decoding, held, on_text) for i, ids in enumerate(prompts))
             scheduler.add(rows)
             with hardware.kept_memory():
                 while scheduler.busy:
                     scheduler.step()
         return [answers[position] for position in range(len(prompts))]
+
+    def scheduler(
+        self,
+        weights: Weights | None,
+        on_answer: Callable[[int, Answer], None],
+        *,
+        stop_ids: frozenset[int] | None = None,
+        beginning: Sequence[int] | None = None,
+    ) -> Scheduler:
+        """Rows of ids in, answers out; there is one at a time, for the weights that are loaded."""
+        return Scheduler(
+            self._running(weights),
+            stop_ids=self.chat.stop_ids if stop_ids is None else stop_ids,
+            stop=self.chat.stop,
+            decode=self.chat.decode,
+            on_answer=on_answer,
+            say=self.say,
+            beginning=beginning,
+        )
+
+    def row(
+        self, position: int, prompt: Prompt, decoding: Decoding, on_text: OnText, top: int | None
+    ) -> Row | Failure:
+        """A prompt as a row for the scheduler; a failure if the context does not hold it."""
+        ids = self.chat.encode(prompt)
+        if len(ids) + decoding.max_tokens > self.base.context_length:
+            return Failure(f"prompt of {len(ids)} tokens does not fit the context")
+        held = self._held(decoding.grammar) if decoding.grammar else None
+        row = Row(position, ids, decoding, held, on_text, top)
+        if row.random:
+            # The seed alone decides, not how many came before: as for a prompt on its own.
+            row.random.manual_seed(row_seed(decoding, 0))
+        return row
 
     def score(
         self,

@@ -177,10 +177,18 @@ class TrainingRun:
             fields["loss"] = sum(self.recent) / len(self.recent)
             self.recent = []
             self._evaluate(fields)
-            line |= {key: self.history[-1][key] for key in ("dev_loss", "train_loss")}
+            found = {key: self.history[-1][key] for key in ("dev_loss", "train_loss")}
+            line |= found
+            fields |= found
         self.lines.append(line)
         self._after_step()
-        self._tell("training" if due else "tick", fields, step_seconds, step_tokens, computed)
+        try:
+            self._tell("training" if due else "tick", fields, step_seconds, step_tokens, computed)
+        except BaseException:
+            # Whoever listens wants to stop here, where a step is whole: nothing of it is lost.
+            if self.learner.world.size == 1:
+                self._keep()
+            raise
         return late
 
     def _after_step(self) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from importlib import resources
 from typing import Any
 
 from tuneworthy.report import charts, numbers, words
 from tuneworthy.report.reading import RunRecords, drops, mean_score, read_run, tallies
 from tuneworthy.report.text import by_score
-from tuneworthy.store import RunFolder
+from tuneworthy.store import RunFolder, mended
 
 WIDE, NARROW = 780, 240
 """Pixels of a chart's plot on a desk and on a phone."""
@@ -23,43 +22,66 @@ LONGEST_TEXT, SHORTEST_CUT = 6_000, 200
 Figure = dict[str, str]
 
 
+FILTERS = {
+    "score": numbers.score,
+    "signed": numbers.signed,
+    "interval": numbers.interval,
+    "signed_interval": numbers.signed_interval,
+    "p_value": numbers.p_value,
+    "count": numbers.count,
+    "usd": numbers.usd,
+    "seconds": numbers.seconds,
+    "memory": numbers.memory,
+    "share": numbers.share,
+    "plural": numbers.plural,
+}
+"""How templates write numbers."""
+
+
 def render(run: RunFolder) -> str:
     """The report of a run as HTML; of an unfinished one, what stands so far.
 
     Pure: reads the run folder and nothing else. Raises StorageError if `config.json` is missing
     or a file is torn.
     """
-    import jinja2
     from markupsafe import Markup
 
     records = read_run(run)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "score": numbers.score,
-        "signed": numbers.signed,
-        "interval": numbers.interval,
-        "signed_interval": numbers.signed_interval,
-        "p_value": numbers.p_value,
-        "count": numbers.count,
-        "usd": numbers.usd,
-        "seconds": numbers.seconds,
-        "memory": numbers.memory,
-        "share": numbers.share,
-        "plural": numbers.plural,
-        "plain": plain,
-    }
     script = asset("report.js")
-    page = environment.from_string(asset("template.html")).render(
+    page = _template().render(
         **_context(records),
         css=Markup(asset("report.css")),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         rows_json=Markup(json_for_html(rows_payload(records))),  # noqa: S704  escaped
     )
-    # A lone surrogate in a row cannot be written as UTF-8.
-    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", page)
+    return mended(page)
+
+
+def sections(records: RunRecords, rows_at: str) -> dict[str, str]:
+    """The report's sections by name, for a page that has a frame of its own; "" where there is none.
+
+    `rows_at` is the address at which rows are read side by side.
+    """
+    template = _template()
+    empty = dict.fromkeys(("css", "script", "script_hash", "rows_json"), "")
+    context = template.new_context({**_context(records), **empty, "rows_at": rows_at})
+    # Blocks use macros that only the whole template defines.
+    for _ in template.root_render_func(context):
+        pass
+    return {
+        name: mended("".join(block(context))).strip() for name, block in template.blocks.items()
+    }
+
+
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {**FILTERS, "plain": plain}
+    return environment.from_string(asset("template.html"))
 
 
 def json_for_html(value: Any) -> str:
@@ -91,8 +113,8 @@ def rows_payload(records: RunRecords) -> dict[str, Any]:
             {
                 "id": row["id"],
                 "source": row["source"],
-                "prompt": [[m["role"], _cut(m["content"], limit)] for m in row["messages"]],
-                "wanted": _cut(row["completion"], limit),
+                "prompt": [[m["role"], cut(m["content"], limit)] for m in row["messages"]],
+                "wanted": cut(row["completion"], limit),
                 "answers": [_answer(arm.predictions.get(row["id"]), limit) for arm in shown],
             }
             for row in records.test_rows
@@ -105,17 +127,17 @@ def plain(value: Any) -> str:
     if value is None:
         return "not set"
     if isinstance(value, str):
-        return _cut(value, LONGEST_TEXT)
+        return cut(value, LONGEST_TEXT)
     if isinstance(value, float):
         return f"{value:.6g}"
-    return _cut(json.dumps(value, ensure_ascii=False), LONGEST_TEXT)
+    return cut(json.dumps(value, ensure_ascii=False), LONGEST_TEXT)
 
 
 def _answer(line: dict[str, Any] | None, limit: int) -> list[Any] | None:
     if line is None:
         return None
     return [
-        _cut(line["text"], limit),
+        cut(line["text"], limit),
         line["score"],
         line["parsed"],
         line["failure"],
@@ -124,7 +146,8 @@ def _answer(line: dict[str, Any] | None, limit: int) -> list[Any] | None:
     ]
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
+    """The text, or its beginning and end with what was left out between."""
     if len(text) <= limit:
         return text
     head, tail = limit * 2 // 3, limit // 3
@@ -164,7 +187,8 @@ def _context(records: RunRecords) -> dict[str, Any]:
             }
             for arm in records.arms
         ],
-        "pair": _first_pair(records),
+        "pair": first_pair(records),
+        "rows_at": "",
         "figured": [(arm.name, arm.figures) for arm in records.arms if arm.figures],
     }
     if decision is not None:
@@ -266,7 +290,7 @@ def _figures(decision: dict[str, Any]) -> list[Figure]:
     return figures
 
 
-def _first_pair(records: RunRecords) -> tuple[int, int]:
+def first_pair(records: RunRecords) -> tuple[int, int]:
     """Positions of the two arms that the row browser compares first: adopted and its rival."""
     names = [arm.name for arm in records.arms if arm.predictions]
     if len(names) < 2:

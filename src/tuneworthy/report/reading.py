@@ -105,18 +105,23 @@ def mean_score(arm: ArmRecords) -> float | None:
 def _tally(a: ArmRecords, b: ArmRecords) -> Tally:
     wins = losses = ties = 0
     for row, ours in a.predictions.items():
-        theirs = b.predictions.get(row)
-        if theirs is None or ours["score"] is None or theirs["score"] is None:
-            continue
-        difference = ours["score"] - theirs["score"]
-        # Graded scores are means of floats: equal answers may differ in the last digit.
-        if abs(difference) < 1e-9:
-            ties += 1
-        elif difference > 0:
-            wins += 1
-        else:
-            losses += 1
+        sign = compared(ours, b.predictions.get(row))
+        wins += sign == 1
+        losses += sign == -1
+        ties += sign == 0
     return Tally(wins, losses, ties)
+
+
+def compared(ours: Record | None, theirs: Record | None) -> int | None:
+    """1 if the first of two predictions scored higher, -1 if lower, 0 if the same.
+
+    None where one of them has no score.
+    """
+    if not ours or not theirs or ours["score"] is None or theirs["score"] is None:
+        return None
+    difference = ours["score"] - theirs["score"]
+    # Graded scores are means of floats: equal answers may differ in the last digit.
+    return 0 if abs(difference) < 1e-9 else 1 if difference > 0 else -1
 
 
 def _place(name: str, scores: dict[str, float | None]) -> tuple[bool, float, int, str]:
