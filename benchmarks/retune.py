@@ -224,7 +224,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = _common.workspace() / "retune"
     project = options.project or folder / "home-commands"
-    try:
+    with _common.ending():
         python = _common.peer_python("openvino", options.peer_python, say)
         found = bench(project, folder, python)
         installed = {
@@ -234,11 +234,6 @@ def main() -> None:
         spent = found["comparison"]["spent"]["seconds"]
         entry = _common.workload(spent, {}, "seconds", lower_is_better=True, **found)
         _common.record("retune", {"home-commands": entry}, tables(found), installed)
-    except TuneworthyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
