@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ GATE = "no arm worse by more than 0.02"
 EXPORTS = (
     ("adapter", None),
     ("merged", "bfloat16"),
-    ("merged", "float32"),
     ("gguf", "float16"),
     ("gguf", "q8_0"),
     ("ollama", "q8_0"),
@@ -114,35 +114,42 @@ def verification(folder: Path) -> Found:
     return found
 
 
-def exports(run: Path, openvino: Path | None, formats: Sequence[tuple[str, str | None]]) -> Found:
-    """Each export of the run's LoRA, and how far its consumers agree with the live arm."""
+def exports(run: Path, openvino: Path | None, steps: Path) -> Found:
+    """Every export of the run's LoRA, by format and precision; what was refused is tried again."""
     found: Found = {}
-    folder = run.parent.parent
-    for format_, precision in formats:
+    for format_, precision in EXPORTS:
         name = f"{format_} {precision or ''}".strip()
-        began = time.monotonic()
-        to = folder / "exports" / f"{run.name}-{name.replace(' ', '-')}"
+        to = run.parent.parent / "exports" / f"{run.name}-{name.replace(' ', '-')}"
         try:
-            exporting.export(
-                run,
-                "lora",
-                to=to,
-                format_=format_,
-                precision=precision,
-                openvino=openvino,
-                listener=say,
+            found[name] = step(
+                steps,
+                f"export-{to.name}",
+                partial(exported, run, to, format_, precision, openvino),
             )
         except TuneworthyError as error:
-            found[name] = {"error": str(error), "seconds": time.monotonic() - began}
-            continue
-        record = store.read_json(to / "export.json")
-        found[name] = {
-            "seconds": time.monotonic() - began,
-            "megabytes": sum(p.stat().st_size for p in to.iterdir()) / 1e6,
-            "checks": record["checks"],
-            "not_checked": record["not_checked"],
-        }
+            found[name] = {"error": str(error)}
     return found
+
+
+def exported(
+    run: Path, to: Path, format_: str, precision: str | None, openvino: Path | None
+) -> Found:
+    """One export, and how far its consumers agree with the live arm."""
+    exporting.export(
+        run,
+        "lora",
+        to=to,
+        format_=format_,
+        precision=precision,
+        openvino=openvino,
+        listener=say,
+    )
+    record = store.read_json(to / "export.json")
+    return {
+        "megabytes": sum(p.stat().st_size for p in to.iterdir()) / 1e6,
+        "checks": record["checks"],
+        "not_checked": record["not_checked"],
+    }
 
 
 def comparison(record: Found) -> Found:
@@ -169,7 +176,7 @@ def tables(found: Found) -> list[str]:
     header = ["arm", "old", "new", "difference", "95 % interval", "rows"]
     first = _common.show(f"home-commands again on {NEW_BASE}", header, arms)
     lines = [
-        [f"{base}: {name}", f"{one['seconds']:.0f} s", _agreement(one)]
+        [f"{base}: {name}", f"{one.get('took_seconds', 0):.0f} s", _agreement(one)]
         for base, some in found["exports"].items()
         for name, one in some.items()
     ]
@@ -205,14 +212,8 @@ def bench(project: Path, steps: Path, openvino: Path | None) -> Found:
         "old_spent_seconds": old.record["spent"]["seconds"],
         "verify": step(steps, "verify", lambda: verification(new.decision.folder)),
         "exports": {
-            base: step(
-                steps, "exports-old", lambda: {"of": exports(old.folder, openvino, EXPORTS)}
-            )["of"],
-            NEW_BASE: step(
-                steps,
-                "exports-new",
-                lambda: {"of": exports(new.decision.folder, openvino, EXPORTS)},
-            )["of"],
+            base: exports(old.folder, openvino, steps),
+            NEW_BASE: exports(new.decision.folder, openvino, steps),
         },
     }
 

@@ -81,8 +81,8 @@ def test_tables_say_what_was_refused() -> None:
         "comparison": {"arms": [arm], "because": ["lora scores more."]},
         "exports": {
             "old": {
-                "adapter": {"seconds": 3.0, "checks": checks},
-                "gguf": {"seconds": 1.0, "error": "no"},
+                "adapter": {"took_seconds": 3.0, "checks": checks},
+                "gguf": {"error": "no"},
             }
         },
     }
