@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ def _features() -> dict[str, bool]:
     path = Path("/proc/cpuinfo")
     flags = path.read_text("utf-8").split() if path.exists() else []
     return {"amx": "amx_bf16" in flags, "avx512_bf16": "avx512_bf16" in flags}
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """What a benchmark does: errors of ours end it with two lines and their exit code."""
+    try:
+        yield
+    except TuneworthyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def versions(packages: Sequence[str], python: Path | None = None) -> dict[str, str]:
@@ -311,6 +324,13 @@ def record(
     pins = ", ".join(f"{k} {v}" for k, v in _flat(installed))
     head = f"\n## {name}, {now[:16].replace('T', ' ')} UTC\n\n{', '.join(facts)}. {pins}.\n\n"
     store.write_text(path, HEADER + head + "\n".join(tables) + earlier)
+
+
+def recorded(name: str, folder: Path) -> dict[str, Any]:
+    """The newest figures of a benchmark, without their dates; empty if there are none."""
+    path = folder / "results" / f"{name}.json"
+    found = store.read_json(path)["workloads"] if path.exists() else {}
+    return {key: {k: v for k, v in one.items() if k != "date"} for key, one in found.items()}
 
 
 def _flat(installed: Mapping[str, Any]) -> list[tuple[str, str]]:

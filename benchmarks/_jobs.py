@@ -209,16 +209,24 @@ def faults(
     served.start()
     try:
         served.wait_for_worker()
+        usual = time.monotonic() - began
         took = customer.one_job()
         say(f"a job that decides takes {took:.1f} s here")
+        ready = usual
         customer.start()
         for number in range(1, kills + 1):
             if time.monotonic() - began > 60 * minutes:
                 break
             worker = served.wait_for_worker()
-            time.sleep(dice.uniform(0.0, LONGEST_WAIT * took))
+            # On a machine that has become busier, jobs take longer as starting does.
+            longest = LONGEST_WAIT * took * max(1.0, ready / usual)
+            time.sleep(dice.uniform(0.0, longest))
             victim = dice.choice(("server", "worker"))
+            killed = time.monotonic()
             served.kill(victim, worker)
+            if victim == "server":
+                served.wait_for_worker()
+                ready = time.monotonic() - killed
             found.kills[victim] += 1
             if number % 10 == 0:
                 left = (time.monotonic() - began) / number * (kills - number)

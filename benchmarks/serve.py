@@ -406,7 +406,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     progress = Progress(planned(options))
-    try:
+    with _common.ending():
         bench = Bench(options, progress)
         bench.measure()
         if options.quick:
@@ -415,11 +415,6 @@ def main() -> None:
             _common.record("serve", bench.found, bench.tables, _common.versions(PACKAGES))
         if bench.broken:
             raise PromiseBroken("; ".join(bench.broken), where="serve")
-    except TuneworthyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

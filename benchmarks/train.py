@@ -19,8 +19,6 @@ from _common import BENCHMARKS, ContenderFailed, Event, Progress, workspace
 from _screening import Variant, finalists, screen
 from _workloads import DEV_ROWS, WORKLOADS, Row, Workload, open_rows, write
 
-from tuneworthy.errors import TuneworthyError
-
 OURS = "tuneworthy"
 OWN_PACKAGES = ("tuneworthy", "torch", "transformers", "peft")
 PEER_PACKAGES = ("trl", "torch", "transformers", "peft", "accelerate")
@@ -391,7 +389,7 @@ def main() -> None:
     options = parsed()
     names = [options.workload] if options.workload else list(WORKLOADS)
     progress = Progress(planned(names, options.quick, options.only is None))
-    try:
+    with _common.ending():
         bench = Bench(options, progress)
         for name in names:
             bench.workload(name)
@@ -399,11 +397,6 @@ def main() -> None:
             progress.say("no full measurement: nothing is recorded")
         else:
             _common.record("train", bench.found, bench.tables, bench.versions())
-    except TuneworthyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

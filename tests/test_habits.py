@@ -73,7 +73,8 @@ def test_tool_passes(tool: str) -> None:
 
 
 def heavy_modules_after(code: str) -> str:
-    check = "import sys; print(*sorted({'torch', 'transformers', 'datasets', 'lancedb', 'scipy'}"
+    heavy = {"torch", "transformers", "datasets", "lancedb", "scipy", "fastapi", "sqlalchemy"}
+    check = f"import sys; print(*sorted({heavy}"
     run = subprocess.run(
         [sys.executable, "-c", f"{code}\n{check} & set(sys.modules)))"],
         capture_output=True,

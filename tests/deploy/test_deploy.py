@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -202,3 +203,14 @@ def test_stopping_leaves_time_for_answers_under_way() -> None:
 
     assert int(dict(unit())["TimeoutStopSec"]) > DRAIN_SECONDS
     assert "--stop-timeout" in (DEPLOY / "README.md").read_text("utf-8")
+
+
+def test_an_installed_package_has_every_file_of_the_page() -> None:
+    """What is not named in pyproject.toml is missing from the image alone: nobody sees it before."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["tuneworthy"]
+    package = ROOT / "src" / "tuneworthy"
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    there = {p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert len(there) > 20
+    assert there <= packed, sorted(str(path.relative_to(package)) for path in there - packed)

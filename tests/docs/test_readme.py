@@ -119,7 +119,7 @@ def test_yaml_is_a_project(page: Path) -> None:
 def test_something_was_run() -> None:
     found = [block for page in PAGES for block in blocks(page)]
     run = [block.language for block in found if block.run]
-    assert len(PAGES) == 9
+    assert len(PAGES) == 12
     assert run.count("console") >= 6 and run.count("python") >= 4 and run.count("yaml") >= 4
     assert sum(not block.run for block in found) <= 3
 

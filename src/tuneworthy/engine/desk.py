@@ -29,6 +29,8 @@ TURN_SECONDS = 2.0
 BEGINNING_TOKENS = 64
 """Prompts that begin alike for fewer tokens are not kept apart from others."""
 SHUT = "the server is being shut down"
+MOST_FAMILIES = 256
+"""What families begin with is forgotten, and learnt again, above so many."""
 POOL_THREADS = 8
 """Requests at one time to an engine that has no scheduler of ours."""
 
@@ -138,6 +140,8 @@ class Batching:
         if not family:
             return ()
         with self._changed:
+            if len(self._families) > MOST_FAMILIES:
+                self._families.clear()  # callers make them up
             count, known = self._families.get(family, (0, ids[:-1]))
             pairs = enumerate(zip(known, ids[:-1]))
             same = next((i for i, (a, b) in pairs if a != b), min(len(known), len(ids) - 1))

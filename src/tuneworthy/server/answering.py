@@ -152,6 +152,8 @@ class Answering:
             raise Unable("this base does not tell how likely its tokens are", "logprobs")
         decoding = wishes.applied(fitted.decoding)
         [full] = fitted.prompts([prompt])
+        # It stands before the examples: prompts with another one begin in another way.
+        own = "\n\n".join(message.content for message in prompt if message.role == "system")
         order = Order(
             full,
             decoding,
@@ -159,7 +161,7 @@ class Answering:
             stream.on_text,
             stream.on_done,
             wishes.top,
-            family=f"{run.path}/{arm}",
+            family=f"{run.path}/{arm}/{store.sha256_text(own)}",
         )
         stream.cancel = desk.submit(order)
 

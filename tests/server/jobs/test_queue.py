@@ -152,6 +152,22 @@ def test_events_are_told_once_and_paged(queue: Queue) -> None:
     assert rest[0].data == {"step": 2}
 
 
+def test_only_a_job_that_comes_no_further_counts_its_dead_workers(queue: Queue) -> None:
+    add(queue)
+    step = Event("lora:step:1", "Step 1/2", progress=True)
+
+    def deaths() -> int:
+        job = queue.claim("one")
+        assert job is not None
+        queue.tell(job, [Event(f"{job.fence}:1", "loading"), step])
+        return job.deaths
+
+    # The first one came further; those after it say again what is known.
+    assert [deaths() for _ in range(4)] == [0, 1, 2, 3]
+    step = Event("lora:step:2", "Step 2/2", progress=True)
+    assert [deaths() for _ in range(3)] == [4, 1, 2]
+
+
 def test_pages_of_jobs(queue: Queue) -> None:
     made = [add(queue) for _ in range(5)][::-1]
     found, more = queue.page(None, 2)

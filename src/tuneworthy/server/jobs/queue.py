@@ -36,7 +36,8 @@ CHANGES: dict[Status, tuple[Status, ...]] = {
 LEASE_SECONDS = 15.0
 """So long after the last word of a worker on another machine its job is taken up again."""
 MOST_DEATHS = 20
-"""A job under which so many workers died in a row is given up: it would kill the next one."""
+"""A job under which so many workers died in a row, and that came no further meanwhile, is given up:
+it would kill the next one."""
 
 
 class Lost(Exception):
@@ -80,6 +81,8 @@ class Event:
     level: Literal["info", "warn", "error"] = "info"
     data: dict[str, Any] | None = None
     """Figures of a training step, for an event of type `metrics`."""
+    progress: bool = False
+    """Told for the first time, the job has come further."""
     number: int = 0
     created: float = 0.0
 
@@ -233,7 +236,8 @@ class Queue:
         """Add events, those that are there already left out; with a new status. Raises Lost."""
         with self._transaction() as connection:
             self._set(connection, job, **({"status": status} if status else {}))
-            self._tell(connection, job.id, events)
+            if any(event.progress for event in self._tell(connection, job.id, events)):
+                self._set(connection, job, deaths=0)
 
     def release(self, job: Job, event: Event) -> None:
         """Put the job back: this worker stops, and did not die. Raises Lost."""
@@ -273,8 +277,8 @@ class Queue:
         if done.rowcount != 1:
             raise Lost(job.id)
 
-    def _tell(self, connection: Connection, id_: str, events: Sequence[Event]) -> None:
-        """Append events; the row of the job is locked by who calls this."""
+    def _tell(self, connection: Connection, id_: str, events: Sequence[Event]) -> list[Event]:
+        """Append events and return those that are new; who calls this has locked the job's row."""
         from sqlalchemy import func, select
 
         table = self.tables.EVENTS
@@ -283,8 +287,9 @@ class Queue:
             select(table.c.key).where((table.c.job == id_) & table.c.key.in_(keys))
         )
         known = set(there)
-        last = connection.scalar(select(func.max(table.c.number)).where(table.c.job == id_))
+        last = connection.scalar(select(func.max(table.c.number)).where(table.c.job == id_)) or 0
         now = self._now(connection)
+        new = list({event.key: event for event in events if event.key not in known}.values())
         rows = [
             {
                 "job": id_,
@@ -295,12 +300,11 @@ class Queue:
                 "message": event.message,
                 "data": json.dumps(event.data) if event.data is not None else None,
             }
-            for number, event in enumerate(
-                (e for e in events if e.key not in known), 1 + (last or 0)
-            )
+            for number, event in enumerate(new, last + 1)
         ]
         if rows:
             connection.execute(table.insert(), rows)
+        return new
 
     def _row(self, connection: Connection, id_: str, *, lock: bool = False) -> Job:
         wanted = self.tables.JOBS.select().where(self.tables.JOBS.c.id == id_)

@@ -18,6 +18,9 @@ RENEW_SECONDS = 1.0
 AT_ONCE = 500
 """Events of one transaction: a long training that goes on tells all its steps again."""
 
+LASTING = ("fitted", "candidate", "measured", "skipped")
+"""Kinds of event that say what is done and kept: in another life of the job they are not told again."""
+
 Why = Literal["lost", "ending"]
 
 
@@ -111,10 +114,15 @@ class Teller:
     def _event(self, record: dict[str, Any]) -> Event | None:
         if record.get("phase") == "training" and "step" in record:
             return self._step(record)
+        if record["kind"] == "tick":
+            return _answered(record) if record["phase"] == "measuring" else None
         text = _words(record)
         if text is None:
             return None
-        return self.message(text, "warn" if record["kind"] == "skipped" else "info")
+        if record["kind"] in LASTING:
+            level: Literal["info", "warn"] = "warn" if record["kind"] == "skipped" else "info"
+            return Event(store.sha256_text(text), text, level, progress=True)
+        return self.message(text)
 
     def _step(self, record: dict[str, Any]) -> Event:
         """A training step as an event, and before the first one those that an earlier life made.
@@ -149,7 +157,18 @@ def _metrics(arm: str, total: int, record: dict[str, Any]) -> Event:
         "arm": arm,
     }
     figures = {name: value for name, value in data.items() if value is not None}
-    return Event(f"{arm}:step:{step}", f"Step {step}/{total}: {said}", data=figures)
+    said = f"Step {step}/{total}: {said}"
+    return Event(f"{arm}:step:{step}", said, data=figures, progress=True)
+
+
+def _answered(record: dict[str, Any]) -> Event | None:
+    """A word for every tenth of the sealed rows."""
+    arm, done, total = record["arm"], record["done"], record["total"]
+    tenth = 10 * done // total if total else 0
+    if not tenth or 10 * (done - 1) // total == tenth:
+        return None
+    text = f"{arm}: {done:,} of {total:,} sealed test rows answered"
+    return Event(f"{arm}:measuring:{tenth}", text, progress=True)
 
 
 def _words(record: dict[str, Any]) -> str | None:
