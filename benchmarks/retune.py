@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from tuneworthy.store import RunFolder
 from tuneworthy.workflows import deciding, exporting, verifying
 
 NEW_BASE = "gemma-3-270m"
+PARTS = ("retune", "verify", "exports")
 GATE = "no arm worse by more than 0.02"
 EXPORTS = (
     ("adapter", None),
@@ -160,8 +161,8 @@ def comparison(record: Found) -> Found:
     return kept
 
 
-def tables(found: Found) -> list[str]:
-    """The comparison and the exports, for the screen and for RESULTS.md."""
+def table_of_arms(found: Found) -> list[str]:
+    """The comparison, for the screen and for RESULTS.md."""
     arms = [
         [
             arm["arm"],
@@ -171,23 +172,31 @@ def tables(found: Found) -> list[str]:
             "{:+.3f} to {:+.3f}".format(*arm["delta"]["interval"]),
             f"+{arm['better']}/-{arm['worse']}",
         ]
-        for arm in found["comparison"]["arms"]
+        for arm in found["arms"]
     ]
     header = ["arm", "old", "new", "difference", "95 % interval", "rows"]
-    first = _common.show(f"home-commands again on {NEW_BASE}", header, arms)
+    table = _common.show(f"home-commands again on {NEW_BASE}", header, arms)
+    return [table, "\n".join(f"- {text}" for text in found["because"]) + "\n"]
+
+
+def table_of_exports(base: str, found: Found) -> str:
     lines = [
-        [f"{base}: {name}", f"{one.get('took_seconds', 0):.0f} s", _agreement(one)]
-        for base, some in found["exports"].items()
-        for name, one in some.items()
+        [name, f"{one.get('took_seconds', 0):.0f} s", _agreement(one)]
+        for name, one in found.items()
     ]
-    second = _common.show("exports of its LoRA", ["export", "took", "same answers"], lines)
-    return [first, "\n".join(f"- {text}" for text in found["comparison"]["because"]) + "\n", second]
+    return _common.show(f"exports of LoRA on {base}", ["export", "took", "same answers"], lines)
 
 
 def _agreement(one: Found) -> str:
     if "error" in one:
         return "refused"
     return ", ".join(f"{c['consumer']} {c['same']}/{c['rows']}" for c in one["checks"])
+
+
+def least(found: Found) -> float:
+    """The smallest share of answers that are the live arm's; 0 where an export was refused."""
+    shares = [c["same"] / c["rows"] for one in found.values() for c in one.get("checks", ())]
+    return 0.0 if any("error" in one for one in found.values()) else min(shares)
 
 
 def step(folder: Path, name: str, work: Callable[[], Found]) -> Found:
@@ -201,40 +210,55 @@ def step(folder: Path, name: str, work: Callable[[], Found]) -> Found:
     return done
 
 
-def bench(project: Path, steps: Path, openvino: Path | None) -> Found:
+def bench(
+    project: Path, steps: Path, openvino: Path | None, parts: Sequence[str] = PARTS
+) -> tuple[Found, list[str]]:
+    """The workloads that were asked for, and their tables."""
     if not (project / "tuneworthy.yaml").exists():
         build("home-commands", project, say)
     old = measured(project)
-    base = str(old.record["base"]["name"])
     new = tw.retune(project, base=NEW_BASE, run=old.folder.name, gate=GATE, listener=say)
-    return {
-        "comparison": comparison(dict(new.record)),
-        "old_spent_seconds": old.record["spent"]["seconds"],
-        "verify": step(steps, "verify", lambda: verification(new.decision.folder)),
-        "exports": {
-            base: exports(old.folder, openvino, steps),
-            NEW_BASE: exports(new.decision.folder, openvino, steps),
-        },
-    }
+    workloads: Found = {}
+    shown: list[str] = []
+    if "retune" in parts:
+        found = comparison(dict(new.record))
+        found["old_spent"] = old.record["spent"]
+        spent = found["spent"]["seconds"]
+        workloads["retune"] = _common.workload(spent, {}, "seconds", lower_is_better=True, **found)
+        shown += table_of_arms(found)
+    if "verify" in parts:
+        found = step(steps, "verify", lambda: verification(new.decision.folder))
+        noticed = sum(bool(found[f"{what} changed"]) for what in TAMPERED)
+        unit = f"of {len(TAMPERED)} changed bytes found"
+        workloads["verify"] = _common.workload(noticed, {}, unit, **found)
+        passes = "passes" if found["untouched_passes"] else "does not pass"
+        shown.append(f"The run {passes} `report --verify`; {noticed} {unit}.\n")
+    if "exports" in parts:
+        for base, run in ((str(old.record["base"]["name"]), old), (NEW_BASE, new.decision)):
+            found = exports(run.folder, openvino, steps)
+            unit = "smallest share of the live arm's answers"
+            workloads[f"exports {base}"] = _common.workload(least(found), {}, unit, exports=found)
+            shown.append(table_of_exports(base, found))
+    return workloads, shown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", choices=PARTS, help="only this one")
     parser.add_argument("--project", type=Path, help="a folder with the example, or for it")
     parser.add_argument("--peer-python", type=Path, help="an interpreter with OpenVINO GenAI")
     options = parser.parse_args()
     folder = _common.workspace() / "retune"
     project = options.project or folder / "home-commands"
+    parts = [options.workload] if options.workload else PARTS
     with _common.ending():
         python = _common.peer_python("openvino", options.peer_python, say)
-        found = bench(project, folder, python)
+        found, shown = bench(project, folder, python, parts)
         installed = {
             **_common.versions(PACKAGES),
             "openvino": _common.versions(["openvino", "openvino-genai"], python),
         }
-        spent = found["comparison"]["spent"]["seconds"]
-        entry = _common.workload(spent, {}, "seconds", lower_is_better=True, **found)
-        _common.record("retune", {"home-commands": entry}, tables(found), installed)
+        _common.record("retune", found, shown, installed)
 
 
 if __name__ == "__main__":

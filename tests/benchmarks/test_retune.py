@@ -23,22 +23,25 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_whole_way_and_again_from_what_is_kept(project_folder: Path, tmp_path: Path) -> None:
     projects.write(project_folder, projects.rows(), arms=["zero-shot", "few-shot", "lora"])
     steps = tmp_path / "steps"
-    found = retune.bench(project_folder, steps, None)
-    arms = {arm["arm"]: arm for arm in found["comparison"]["arms"]}
+    found, shown = retune.bench(project_folder, steps, None)
+    arms = {arm["arm"]: arm for arm in found["retune"]["arms"]}
     assert arms.keys() == {"zero-shot", "few-shot", "lora"}
-    assert arms["lora"]["worse"] > 0 and "rows" not in found["comparison"]
+    assert arms["lora"]["worse"] > 0 and "rows" not in found["retune"]
     verify = found["verify"]
+    assert verify["ours"] == 3
     assert verify["untouched_passes"] and verify["passes_again"]
     for what, file in retune.TAMPERED.items():
         said = verify[f"{what} changed"]
         assert any(text.startswith(f"{file} was changed") for text in said), what
     # The fake bases have no weights: a format that cannot be had is recorded, not raised.
     for base in ("fake", "fake:2"):
-        assert len(found["exports"][base]) == len(retune.EXPORTS)
-        assert all("has no weights" in one["error"] for one in found["exports"][base].values())
+        refused = found[f"exports {base}"]
+        assert refused["ours"] == 0 and len(refused["exports"]) == len(retune.EXPORTS)
+        assert all("has no weights" in one["error"] for one in refused["exports"].values())
+    assert "of 3 changed bytes found" in "".join(shown)
     before = {path: path.stat().st_mtime_ns for path in steps.iterdir()}
-    again = retune.bench(project_folder, steps, None)
-    assert again["verify"] == verify
+    again, _ = retune.bench(project_folder, steps, None, ["verify"])
+    assert again == {"verify": verify}
     assert {path: path.stat().st_mtime_ns for path in steps.iterdir()} == before
     assert len(store.runs(project_folder)) == 2
 
@@ -77,16 +80,11 @@ def test_tables_say_what_was_refused() -> None:
         "worse": 5,
     }
     checks = [{"consumer": "PEFT", "same": 19, "rows": 20}]
-    found = {
-        "comparison": {"arms": [arm], "because": ["lora scores more."]},
-        "exports": {
-            "old": {
-                "adapter": {"took_seconds": 3.0, "checks": checks},
-                "gguf": {"error": "no"},
-            }
-        },
-    }
-    text = "\n".join(retune.tables(found))
-    for part in ("+0.250", "+0.100 to +0.400", "+30/-5", "- lora scores more.", "PEFT 19/20"):
+    text = "\n".join(retune.table_of_arms({"arms": [arm], "because": ["lora scores more."]}))
+    for part in ("+0.250", "+0.100 to +0.400", "+30/-5", "- lora scores more."):
         assert part in text
-    assert "refused" in text
+    good = {"adapter": {"took_seconds": 3.0, "checks": checks}}
+    assert "PEFT 19/20" in retune.table_of_exports("old", good)
+    assert retune.least(good) == 0.95
+    bad = {**good, "gguf": {"error": "no"}}
+    assert "refused" in retune.table_of_exports("old", bad) and retune.least(bad) == 0

@@ -22,6 +22,8 @@ from tuneworthy.types import Prompt
 RUNNER = Path(__file__).with_name("openvino_runner.py")
 UNKNOWN_TO_OPENVINO = "Unsupported model architecture"
 OnAnswer = Callable[[int], None]
+ROWS_AT_ONCE = 10
+"""Padded on the left to one length."""
 
 
 def by_peft(
@@ -75,31 +77,39 @@ def _answers(
     stop_ids: frozenset[int] | None,
     told: OnAnswer,
 ) -> list[str]:
-    """Greedy, one row at a time, prompts by the exported template and tokenizer.
+    """Greedy, some rows at a time, prompts by the exported template and tokenizer.
 
     `stop_ids` where the files do not say what ends an answer; None: they do.
     """
     model.eval()
     ends = {} if stop_ids is None else {"eos_token_id": sorted(stop_ids)}
-    said = []
-    for position, prompt in enumerate(prompts):
-        turns = [{"role": m.role, "content": m.content} for m in prompt]
-        inputs = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    said: list[str] = []
+    for start in range(0, len(prompts), ROWS_AT_ONCE):
+        rows = [_ids(tokenizer, prompt) for prompt in prompts[start : start + ROWS_AT_ONCE]]
+        width = max(len(row) for row in rows)
+        empty = [width - len(row) for row in rows]
         with torch.no_grad():
             found = model.generate(
-                input_ids=inputs["input_ids"].to(model.device),
-                attention_mask=inputs["attention_mask"].to(model.device),
+                input_ids=torch.tensor([[pad] * n + row for n, row in zip(empty, rows)]),
+                attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in empty]),
                 max_new_tokens=most,
                 do_sample=False,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+                pad_token_id=pad,
                 **ends,
             )
-        new = found[0, inputs["input_ids"].shape[1] :]
-        said.append(tokenizer.decode(new, skip_special_tokens=True))
-        told(position)
+        for row in found[:, width:].tolist():
+            said.append(tokenizer.decode(row, skip_special_tokens=True))
+            told(len(said) - 1)
     return said
+
+
+def _ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    turns = [{"role": m.role, "content": m.content} for m in prompt]
+    ids: list[int] = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"]
+    return ids
 
 
 def openvino_python(given: Path | None) -> Path | None:
