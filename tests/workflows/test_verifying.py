@@ -202,8 +202,11 @@ def test_the_report_rebuilt_still_passes(
     run: RunFolder,
     tuneworthy: Tuneworthy,  # noqa: F811
 ) -> None:
+    whole = run.retune.read_bytes()
+    edited(run.retune, another_comparison)
+    assert wrong(run)["comparison"]
     assert tuneworthy("report", str(run.path)).code == 0
-    assert wrong(run) == {}
+    assert wrong(run) == {} and run.retune.read_bytes() == whole
 
 
 def test_a_decision_says_what_it_was_made_of(run: RunFolder) -> None:

@@ -18,7 +18,7 @@ from tuneworthy.store import RunFolder
 from tuneworthy.workflows import deciding
 from tuneworthy.workflows.diagnosing import diagnosis
 from tuneworthy.workflows.measure import measure
-from tuneworthy.workflows.provenance import write_manifest
+from tuneworthy.workflows.provenance import refresh, write_manifest
 from tuneworthy.workflows.session import Listener, Session, open_session
 
 
@@ -133,12 +133,26 @@ def _visit(session: Session, arm: Arm) -> str | None:
 
 
 def _conclude(session: Session, old: RunFolder, gate: str | None) -> None:
-    folder = session.folder
-    found = record(old, folder, session.project, gate)
+    found = _write(old, session.folder, session.project, gate)
+    session.journal("retuned", {"parent": old.path.name, "gate": found["gate"]})
+    write_manifest(session.folder)
+
+
+def rebuild(folder: RunFolder, project: Project) -> None:
+    """The comparison of a retune again, if this is one and the earlier run is still there."""
+    old = parent_of(folder, project)
+    if old is None or not folder.retune.exists():
+        return
+    gate = store.read_json(folder.retune)["gate"]
+    _write(old, folder, project, gate and gate["text"])
+    refresh(folder, folder.retune.name)
+
+
+def _write(old: RunFolder, folder: RunFolder, project: Project, gate: str | None) -> dict[str, Any]:
+    found = record(old, folder, project, gate)
     store.write_json(folder.retune, found)
     store.write_text(folder.path / "retune.html", retuned.render(folder))
-    session.journal("retuned", {"parent": old.path.name, "gate": found["gate"]})
-    write_manifest(folder)
+    return found
 
 
 def parent_of(folder: RunFolder, project: Project) -> RunFolder | None:
