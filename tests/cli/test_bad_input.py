@@ -164,7 +164,8 @@ PROJECT_CASES: dict[str, tuple[str, str, str]] = {
         "task: t\nzzz: 1\ndata: {examples: examples.jsonl}\n",
         "project/tuneworthy.yaml:2: unknown key 'zzz'",
         "known keys: task, instruction, base, engine, endpoint, data, metric, arms, margin, budget, "
-        "requests_per_month, prices, few_shot, grammar, lora, full, parallel, seed",
+        "exhaustive, requests_per_month, prices, few_shot, system_prompt, grammar, lora, full, "
+        "parallel, seed",
     ),
     "missing key": (
         "task: t\nbase: fake\n",
@@ -189,7 +190,8 @@ PROJECT_CASES: dict[str, tuple[str, str, str]] = {
     "unknown arm": (
         "task: t\ndata: {examples: examples.jsonl}\narms: [zero-shot, lroa]\n",
         "project/tuneworthy.yaml: no arm is called 'lroa'; did you mean 'lora'? "
-        "(known: zero-shot, system-prompt, constrained, few-shot, rag, linear, lora, full)",
+        "(known: zero-shot, system-prompt, constrained, few-shot, rag, linear, lora, full, "
+        "few-shot+lora, rag+lora)",
         "docs/reference/project-file.md lists every key with its values",
     ),
     "two grammars": (
@@ -207,7 +209,8 @@ PROJECT_CASES: dict[str, tuple[str, str, str]] = {
     "a grammar for no arm": (
         "task: t\ndata: {examples: examples.jsonl}\ngrammar: {arms: [lroa]}\n",
         "project/tuneworthy.yaml: no arm is called 'lroa'; did you mean 'lora'? "
-        "(known: zero-shot, system-prompt, constrained, few-shot, rag, linear, lora, full)",
+        "(known: zero-shot, system-prompt, constrained, few-shot, rag, linear, lora, full, "
+        "few-shot+lora, rag+lora)",
         "docs/reference/project-file.md lists every key with its values",
     ),
     "share above one": (
@@ -423,7 +426,7 @@ def test_an_endpoint_that_goes_away_in_the_middle(
     there = True
 
     def behaviour(number: int, body: dict[str, Any]) -> fake_endpoint.Reply:
-        return nearest_neighbour(number, body) if there and number != 100 else broken(number)
+        return nearest_neighbour(number, body) if there and number != 160 else broken(number)
 
     def broken(number: int) -> fake_endpoint.Reply:
         nonlocal there
@@ -441,8 +444,9 @@ def test_an_endpoint_that_goes_away_in_the_middle(
         [run] = (folder / "runs").iterdir()
         path = run / "arms" / "few-shot" / "predictions.jsonl"
         before = path.read_text().splitlines()
-        # 1 probe and 60 rows of zero-shot came before: up to 8 requests were on their way.
-        assert 99 - 61 - 8 <= len(before) < 60
+        # 1 probe, 60 rows of zero-shot and 3 orders of examples on 20 dev rows came before: up to
+        # 8 requests were on their way.
+        assert 159 - 121 - 8 <= len(before) < 60
         assert not any(json.loads(line)["failure"] for line in before)
         there, asked = True, len(endpoint.asked)
         assert tuneworthy("decide", "project").code == 0

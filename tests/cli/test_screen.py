@@ -203,8 +203,9 @@ def test_every_kind_of_event_can_be_shown(project: Path) -> None:
         tw.decide(project, listener=listen)
     assert kinds == {
         "note", "run", "fitting", "tick", "candidate", "fitted", "training", "measured",
-        "skipped", "decided",
+        "skipped", "decided", "diagnosed",
     }  # fmt: skip
+    assert "the rows ask for form" in text.getvalue()
     assert all(line.strip() for line in text.getvalue().splitlines())
 
 
@@ -279,7 +280,7 @@ def test_every_figure_of_a_plan_is_an_estimate(tuneworthy: Tuneworthy, project: 
     figures = [
         row
         for row in rows
-        if row.startswith(("zero-shot", "system-prompt", "few-shot", "lora", "full"))
+        if row.split(" ")[0] in ("zero-shot", "system-prompt", "few-shot", "lora", "full")
     ]
     assert len(figures) == 5
     columns = under.split()

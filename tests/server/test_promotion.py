@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -70,8 +71,8 @@ def test_a_promoted_run_stays_when_a_newer_one_is_there(house: House, project: P
     run = promotion.promote(project, "lora").promoted
     assert run is not None
     newer = project / "runs" / "commands-29991231-000000-00000000"
-    (project / "runs" / run.run).rename(newer)
-    newer.rename(project / "runs" / run.run)
+    shutil.copytree(project / "runs" / run.run, newer)
+    assert promotion.finished_run(project).path == newer
     assert house.resolve("commands").run.path.name == run.run  # type: ignore[union-attr]
 
 

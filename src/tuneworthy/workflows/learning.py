@@ -227,11 +227,19 @@ def _forecast_both(
             "rows": rows,
             "of": of,
             "predicted": expected.predicted if expected else None,
-            "interval": list(expected.interval) if expected else None,
+            "interval": expected and _shown(expected, test_rows),
             "realised": outcome[of],
         }
         for of, expected in both
     ]
+
+
+def _shown(expected: Forecast, test_rows: int) -> list[float]:
+    """The band; of a score in whole test rows, outwards: no score lies between two of them."""
+    low, high = expected.interval
+    if expected.of == "loss":
+        return [low, high]
+    return [math.floor(low * test_rows) / test_rows, math.ceil(high * test_rows) / test_rows]
 
 
 def _outcome(folder: RunFolder, name: str) -> dict[str, Any]:
