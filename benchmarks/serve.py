@@ -168,6 +168,12 @@ class Bench:
         self.broken: list[str] = []
 
     def measure(self) -> None:
+        if self.options.part != "kills":
+            self._load()
+        if self.options.part != "load":
+            self._kills()
+
+    def _load(self) -> None:
         run = self._ours("measuring the arms", what="prepare", project=str(self.folder))["run"]
         before = {name: self._batch(name, run, "before") for name in ARMS}
         with serving(self.folder) as running:
@@ -177,7 +183,6 @@ class Bench:
         after = {name: self._batch(name, run, "after") for name in ARMS}
         for name in ARMS:
             self._compare(name, served[name], before[name], after[name])
-        self._kills()
 
     def _ours(self, piece: str, **job: Any) -> Event:
         self.progress.begin(piece)
@@ -380,9 +385,12 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 def planned(options: argparse.Namespace) -> Mapping[str, float]:
     """Pieces of work and a first guess of their seconds."""
+    kills = {"kills": options.kills * KILL_SECONDS}
+    if options.part == "kills":
+        return kills
     pieces = {"measuring the arms": 180.0, "short served": options.seconds + 15}
     pieces |= {"shared served": options.shared_seconds + 20, "switching weights": 15.0}
-    pieces["kills"] = options.kills * KILL_SECONDS
+    pieces |= kills if options.part != "load" else {}
     pieces |= {"clients that vanish": 15.0, "slow readers": 2 * options.fault_seconds + 10}
     for name in ARMS:
         pieces |= {f"{name} batch before": 60.0, f"{name} batch after": 60.0}
@@ -394,6 +402,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=CLIENTS, help="at one time")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the longest workload")
     parser.add_argument("--kills", type=int, default=KILLS, help="of server or worker, by SIGKILL")
+    parser.add_argument("--part", choices=("load", "kills"), help="only clients, or only kills")
     parser.add_argument("--quick", action="store_true", help="seconds only, to see that it works")
     options = parser.parse_args(arguments)
     if options.quick:

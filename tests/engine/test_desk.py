@@ -253,3 +253,28 @@ def test_other_engines_are_served_by_a_few_threads() -> None:
     assert caller.said().answer.text == "hello there" and caller.texts == ["hello there"]
     assert desk.call(lambda: 5).result(SECONDS) == 5
     desk.close()
+
+
+@pytest.mark.parametrize("kind", ["batching", "pool"])
+def test_who_comes_when_too_many_wait_is_told_so(
+    kind: str, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "MOST_WAITING", 3)
+    monkeypatch.setattr(desks, "POOL_THREADS", 1)
+    made = Batching(engine) if kind == "batching" else Pool(FakeEngine())
+    try:
+        busy = threading.Event()
+        blocked = made.call(lambda: busy.wait(SECONDS))
+        while not blocked.running() and kind == "pool":
+            time.sleep(0.01)
+        while kind == "batching" and made._waiting:  # type: ignore[union-attr]
+            time.sleep(0.01)
+        waiting = ask(made, prompts(3), Decoding(max_tokens=3))
+        with pytest.raises(desks.Busy, match="3 requests wait already"):
+            ask(made, prompts(1), Decoding(max_tokens=3))
+        busy.set()
+        assert all(caller.said() for caller in waiting)
+        assert ask(made, prompts(1), Decoding(max_tokens=3))[0].said()
+    finally:
+        busy.set()
+        made.close()

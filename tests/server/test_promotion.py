@@ -76,6 +76,29 @@ def test_a_promoted_run_stays_when_a_newer_one_is_there(house: House, project: P
     assert house.resolve("commands").run.path.name == run.run  # type: ignore[union-attr]
 
 
+def test_an_arm_of_an_older_run_can_be_promoted(house: House, project: Path) -> None:
+    older = promotion.finished_run(project).path
+    newer = older.with_name("commands-29991231-000000-00000000")
+    shutil.copytree(older, newer)
+    promotion.promote(project, "lora", run=older.name)
+    assert house.resolve("commands").run.path == older  # type: ignore[union-attr]
+    promotion.set_canary(project, "lora", 0.1)
+    canary = promotion.read(project).canary
+    assert canary and canary.run == newer.name, "the same arm of another run is another one"
+    with pytest.raises(StorageError, match="no finished run gone"):
+        promotion.promote(project, "lora", run="gone")
+
+
+def test_what_answers_already_is_no_second_arm(project: Path) -> None:
+    promotion.promote(project, "lora")
+    for change in (lambda: promotion.set_canary(project, "lora", 0.1), lambda: promotion.set_shadow(project, "lora")):
+        with pytest.raises(ProjectError, match="'lora' of .* answers every request already"):
+            change()
+    promotion.set_shadow(project, "full")
+    promotion.promote(project, "full")
+    assert promotion.read(project).shadow is None, "it answers in the open now"
+
+
 def test_a_canary_gets_its_share(house: House, project: Path) -> None:
     promotion.promote(project, "lora")
     promotion.set_canary(project, "few-shot", 0.25)

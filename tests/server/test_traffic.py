@@ -118,3 +118,24 @@ def test_feedback_of_the_official_clients_shape(own: Path, tmp_path: Path) -> No
             client.post("/feedback", body={"id": answer.id, "thumbs": "?"}, cast_to=httpx.Response)
     assert len(traffic.rows(own / "deeds")) == 1
     assert store.read_jsonl(next((own / "deeds" / "traffic").iterdir()))[0]["arm"] == "linear"
+
+
+def test_every_choice_is_kept_and_can_be_spoken_of(own: Path, tmp_path: Path) -> None:
+    project = own / "commands"
+    with lives.serving(House([own], tmp_path / "state", traffic=Traffic())) as live:
+        client = live.client()
+        many = client.completions.create(
+            model="commands/lora", prompt=["mute the oven in the den", "mute the fan in the den"]
+        )
+        twice = client.chat.completions.create(model="commands/lora", messages=ASK, n=2)
+        kept = {line["id"]: line for line in traffic.lines(project)}
+        wanted = [many.id, f"{many.id}-1", twice.id, f"{twice.id}-1"]
+        assert [*kept] == wanted
+        assert [kept[id_]["messages"][-1]["content"].split()[2] for id_ in wanted[:2]] == [
+            "oven",
+            "fan",
+        ]
+        assert feedback(live, id=wanted[1], thumbs="up").is_success
+    [row] = traffic.rows(project)
+    assert "fan" in row["messages"][0]["content"]
+    assert row["messages"][-1]["content"] == many.choices[1].text

@@ -18,6 +18,10 @@ def promote(
     shadow: Annotated[
         bool, typer.Option("--shadow", help="Answer in the background, to be recorded only.")
     ] = False,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of this run, not of the newest with a decision."),
+    ] = None,
 ) -> None:
     """Let an arm answer for the task: all requests, a share of them, or in the shadow.
 
@@ -29,13 +33,13 @@ def promote(
     folder = options.load(project).folder
     chosen = None if arm == "none" else arm
     if shadow:
-        promotion.set_shadow(folder, chosen)
+        promotion.set_shadow(folder, chosen, run=run)
         screen.out.print(f"shadow: {chosen or 'none'}")
     elif canary is not None:
-        promotion.set_canary(folder, chosen if canary else None, canary)
+        promotion.set_canary(folder, chosen if canary else None, canary, run=run)
         screen.out.print(f"canary: {f'{chosen}, {canary:g} of the requests' if canary else 'none'}")
     else:
-        after = promotion.promote(folder, arm)
+        after = promotion.promote(folder, arm, run=run)
         assert after.promoted
         screen.out.print(f"promoted: {after.promoted.arm} of {after.promoted.run}")
 

@@ -19,7 +19,7 @@ import torch
 from tuneworthy.engine.packing import Group, Pack
 
 NAME = "tuneworthy"
-SAVED_BYTES = 2**29
+SAVED_BYTES = 5 * 2**28
 """Attention weights that a pack may keep for its backward pass, all layers together; beyond it
 they are computed again there."""
 
@@ -227,7 +227,8 @@ def _weights(
     block = tile.mask_B_S.shape[0]
     masked = scores.view(len(scores), -1, block, tile.keys)[..., tile.masked_from :]
     masked += tile.mask_B_S.to(scores.dtype)
-    return torch.softmax(scores, -1)
+    weights: torch.Tensor = torch.ops.aten._softmax.out(scores, -1, False, out=scores)
+    return weights
 
 
 def attended(
@@ -336,7 +337,9 @@ def _tile_gradients(
     """Gradients of a tile's queries, and of the keys and values that it sees."""
     keys, values = keys[:, : tile.keys], values[:, : tile.keys]
     grad_w = torch.bmm(grads, values.transpose(1, 2))
-    grad_s = torch._softmax_backward_data(grad_w, weights, -1, weights.dtype)
+    grad_s: torch.Tensor = torch.ops.aten._softmax_backward_data.out(
+        grad_w, weights, -1, weights.dtype, grad_input=grad_w
+    )
     if softcap is not None:
         scores = torch.bmm(queries, keys.transpose(1, 2))
         grad_s.mul_(1 - torch.tanh(scores / softcap).square())

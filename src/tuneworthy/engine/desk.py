@@ -29,8 +29,13 @@ TURN_SECONDS = 2.0
 BEGINNING_TOKENS = 64
 """Prompts that begin alike for fewer tokens are not kept apart from others."""
 SHUT = "the server is being shut down"
+GATHER_SECONDS, GATHER_SHARE = 1.0, 8
+"""Whoever comes waits so long at most for others to come, to be read together with them: until they
+are an eighth of those that run."""
 MOST_FAMILIES = 256
 """What families begin with is forgotten, and learnt again, above so many."""
+MOST_WAITING = 1000
+"""Orders that have not begun; above so many, whoever comes is told to come again."""
 POOL_THREADS = 8
 """Requests at one time to an engine that has no scheduler of ours."""
 
@@ -62,6 +67,13 @@ class Order:
     """Prompts of one family begin alike: those of one arm."""
 
 
+class Busy(TuneworthyError):
+    """More orders wait than can be answered in a bearable time."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{MOST_WAITING:,} requests wait already", hint="ask again a little later")
+
+
 class Desk(Protocol):
     """Where the server takes its orders to."""
 
@@ -71,7 +83,7 @@ class Desk(Protocol):
     def submit(self, order: Order) -> Callable[[], None]:
         """Take an order; what is given back forgets it, whether it waits or runs.
 
-        Raises TuneworthyError if the order's grammar cannot be used.
+        Raises TuneworthyError if the order's grammar cannot be used, Busy if too many wait.
         """
         ...
 
@@ -126,6 +138,8 @@ class Batching:
 
     def submit(self, order: Order) -> Callable[[], None]:
         """Encoded here, in the caller's thread: what is wrong with an order is its own affair."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise Busy
         number = next(self._numbers)
         row = self._row(number, order)
         if isinstance(row, Failure):
@@ -194,6 +208,7 @@ class Batching:
             self._cancelled.add(number)
 
     def _work(self) -> None:
+        hardware.compute_here()
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:
@@ -266,6 +281,9 @@ class Batching:
             if self._closing or (late and not first):
                 return []
             found = [waiting for waiting in self._waiting if waiting.key == key]
+            few = GATHER_SHARE * len(found) < len(self._running)
+            if few and all(now - waiting.since < GATHER_SECONDS for waiting in found):
+                return []
             for waiting in found:
                 self._waiting.remove(waiting)
             return found
@@ -319,8 +337,11 @@ class Pool:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._threads = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="desk")
+        self._room = threading.Semaphore(MOST_WAITING)
 
     def submit(self, order: Order) -> Callable[[], None]:
+        if not self._room.acquire(blocking=False):
+            raise Busy
         gone = threading.Event()
         self._threads.submit(self._answer, order, gone)
         return gone.set
@@ -332,6 +353,7 @@ class Pool:
         self._threads.shutdown(cancel_futures=True)
 
     def _answer(self, order: Order, gone: threading.Event) -> None:
+        self._room.release()
         if gone.is_set():
             return
         try:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+CORES = torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,41 @@ def number_format() -> NumberFormat:
 def liger() -> bool:
     """Whether Liger's Triton kernels are installed and there is a GPU to run them on."""
     return torch.cuda.is_available() and find_spec("liger_kernel") is not None
+
+
+def compute_here() -> None:
+    """Let this thread compute on all cores; best no other one does so in this process.
+
+    OpenMP has a team of threads for each thread that computes on several cores. With more than one
+    team it lets none wait awake: every small operation takes five times as long (docs/log.md).
+    """
+    torch.set_num_threads(CORES)
+
+
+def compute_alone() -> None:
+    """Let this thread compute on one core, beside another that has them all."""
+    torch.set_num_threads(1)
+    apart(lambda: None)  # what was set last is what new threads begin with
+
+
+def apart(work: Callable[[], T]) -> T:
+    """Compute something on all cores in a thread that ends, and its team with it."""
+    found: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        compute_here()
+        try:
+            found.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return found[0]
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

@@ -19,6 +19,8 @@ from torch import nn
 from tuneworthy.engine.attention import Attending, attend
 from tuneworthy.engine.hardware import liger
 
+CACHED_ROWS = 128
+"""Tokens of a feed-forward block that are worked on at one time."""
 FEW_ROWS = 2048
 """Up to so many tokens at a time reordered weights are worth it: beyond, a few per cent."""
 
@@ -266,10 +268,42 @@ def _is_silu(activation: Any) -> bool:
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
 
 
-def _silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+class _SiLUTimes(torch.autograd.Function):
+    """silu(gate) × up, a few tokens at a time, so that what is between stays in the cache."""
 
-    output: torch.Tensor = LigerSiLUMulFunction.apply(gate, up)
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        output = torch.empty_like(gate)
+        for some_gate, some_up, some in _few_at_a_time(gate, up, output):
+            torch.ops.aten.silu.out(some_gate, out=some)
+            some.mul_(some_up)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        grads = torch.empty_like(gate), torch.empty_like(up)
+        parts = _few_at_a_time(gate, up, gradients[0].contiguous(), *grads)
+        for some_gate, some_up, some, grad_gate, grad_up in parts:
+            torch.ops.aten.silu.out(some_gate, out=grad_up)
+            grad_up.mul_(some)
+            torch.mul(some, some_up, out=grad_gate)
+            torch.ops.aten.silu_backward.grad_input(grad_gate, some_gate, grad_input=grad_gate)
+        return grads
+
+
+def _few_at_a_time(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same lines of tensors of one shape."""
+    flat = [tensor.view(-1, tensor.shape[-1]) for tensor in tensors]
+    return zip(*(tensor.split(CACHED_ROWS) for tensor in flat))
+
+
+def _silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    function: Any = _SiLUTimes
+    if liger():
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction as function
+    output: torch.Tensor = function.apply(gate, up)
     return output
 
 
@@ -281,7 +315,7 @@ def _gated(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
     gate, up = (_reordered(x) if answering else None for x in (module.gate_proj, module.up_proj))
     swish = gate is not None and up is not None and _is_silu(module.act_fn)
     both = _together(answering and not swish, module.gate_proj, module.up_proj)
-    times = _silu_times if liger() and not answering and _is_silu(module.act_fn) else None
+    times = _silu_times if not answering and _is_silu(module.act_fn) else None
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         if swish and _few(x):

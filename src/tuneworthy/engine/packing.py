@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK = 512
+BLOCK = 192
 """Queries a tile has at most: a causal row of many blocks computes little that it masks."""
+TILE_SCORES = 2**17
+"""Scores a head that a tile of several rows has at most, so that it stays in a processor's cache."""
 TILE_OVERHEAD = 12_000
 """Scores whose computing takes as long as handling one more group of rows (measured: 0.1 ms)."""
 SHARED_PREFIX_AT_LEAST = 16
@@ -124,7 +126,7 @@ def pack(
         targets += row.ids[row.prompt_length :]
     own = [len(row.ids) - prefix for row in ordered]
     groups = [Group((0,), (prefix,), 0, _tiles(prefix, block))] if prefix else []
-    for first, last in _grouped(own, prefix):
+    for first, last in _grouped(own, prefix, block):
         lengths = tuple(own[first:last])
         groups.append(Group(tuple(starts[first:last]), lengths, prefix, _tiles(lengths[-1], block)))
     return Pack(
@@ -145,7 +147,7 @@ def _tiles(length: int, block: int) -> tuple[Tile, ...]:
     return tuple(Tile(i, min(i + size, length)) for i in range(0, length, size))
 
 
-def _grouped(lengths: Sequence[int], prefix: int) -> list[tuple[int, int]]:
+def _grouped(lengths: Sequence[int], prefix: int, block: int) -> list[tuple[int, int]]:
     """Cut sorted lengths into groups so that padded scores and handling together cost least.
 
     A group of n rows up to length m costs n × m × (m + prefix) scores and a fixed overhead.
@@ -154,7 +156,10 @@ def _grouped(lengths: Sequence[int], prefix: int) -> list[tuple[int, int]]:
     cut = [0] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):
         longest = lengths[end - 1]
+        row_scores = min(longest, block) * (longest + prefix)
         for start in range(end - 1, -1, -1):
+            if start < end - 1 and (end - start) * row_scores > TILE_SCORES:
+                break
             cost = best[start] + (end - start) * longest * (longest + prefix) + TILE_OVERHEAD
             if cost < best[end]:
                 best[end], cut[end] = cost, start

@@ -90,7 +90,7 @@ class Quick:
         return max((_common(kept, ids) for kept in self._kept), default=0)
 
     def begin(self, ids: Sequence[int]) -> None:
-        self.slots.lengths.clear()
+        self.slots.clear()
         self.beginning, wanted = None, tuple(ids)
         self.inside = len(wanted) if len(wanted) < APART_AT_LEAST else 0
         if not wanted:
@@ -108,7 +108,7 @@ class Quick:
         """A beginning, of which some tokens may be there already."""
         slots, before = self._new_slots(), len(found.ids) if found else 0
         self._read(slots, found, [list(wanted[before:])])
-        keys, values = (cache[:, 0, :, : slots.lengths[0]] for cache in (slots.keys, slots.values))
+        keys, values = slots.kept(0)
         if found:
             keys = torch.cat([found.keys, keys], 2)
             values = torch.cat([found.values, values], 2)
@@ -125,21 +125,20 @@ class Quick:
         inside: int = 0,
     ) -> torch.Tensor:
         """Last hidden states of each row's last token, (N, C)."""
-        first, before = len(slots.lengths), list(beginning.ids) if beginning else []
-        slots.reserve(first + len(rows), inside + max(map(len, rows)) + 1)
+        before = list(beginning.ids) if beginning else []
+        added = slots.add([inside + len(row) for row in rows])
         if beginning and inside:
-            slots.fill(range(first, first + len(rows)), beginning)
+            slots.fill(added, beginning)
         found: dict[int, torch.Tensor] = {}
         for part in _parts([len(row) for row in rows]):
             place = {i: TokenRow(before + rows[i], len(before) + len(rows[i])) for i in part}
             pack = packing.pack(list(place.values()), prefix=len(before))
             number = {id(row): i for i, row in place.items()}
             order = [number[id(row)] for row in pack.order]
-            places = [first + i for i in order]
+            places = [added[i] for i in order]
             reading = Reading(pack, self.config, slots, places, beginning, inside)
             ids_T, positions_T = (x[len(before) :] for x in (pack.ids_T, pack.positions_T))
             found |= zip(order, self._hidden(ids_T, positions_T, reading))
-        slots.lengths += [inside + len(row) for row in rows]
         return torch.stack([found[i] for i in range(len(rows))])
 
     def step(self, ids: Sequence[int]) -> torch.Tensor:
@@ -155,7 +154,7 @@ class Quick:
         self, rows: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
     ) -> list[list[float]]:
         """Continuations of a row are branches behind one reading of it."""
-        self.slots.lengths.clear()
+        self.slots.clear()
         count = max(sum(len(ids) - 1 for ids in of_row) for of_row in continuations)
         ends_B_C = self._read(self.slots, self.beginning, rows, self.inside)
         hidden_B_Q_C = ends_B_C[:, None]
@@ -163,7 +162,7 @@ class Quick:
             trees = [_tree(of_row, count) for of_row in continuations]
             after = self._branched(*(torch.stack(parts) for parts in zip(*trees)))
             hidden_B_Q_C = torch.cat([hidden_B_Q_C, after], 1)
-        self.slots.lengths.clear()
+        self.slots.clear()
         sources, targets = [], []
         for row, of_row in enumerate(continuations):
             start = row * (count + 1)
@@ -195,12 +194,12 @@ class Quick:
         self, ids_B_Q: torch.Tensor, depths_B_Q: torch.Tensor, sees_B_Q_Q: torch.Tensor
     ) -> torch.Tensor:
         """Last hidden states of new tokens behind the rows, (B, Q, C)."""
-        self.slots.reserve(len(ids_B_Q), max(self.slots.lengths) + ids_B_Q.shape[1])
+        self.slots.make_room(ids_B_Q.shape[1])
         apart = None if self.inside else self.beginning
         stepping = Stepping(self.slots, apart, depths_B_Q, sees_B_Q_Q)
-        positions = stepping.positions_B_Q.reshape(-1)
-        hidden = self._hidden(ids_B_Q.reshape(-1), positions, stepping)
-        return hidden.view(*ids_B_Q.shape, -1)
+        positions, ids = stepping.positions_B_Q.reshape(-1), ids_B_Q[stepping.order]
+        hidden_B_Q_C = self._hidden(ids.reshape(-1), positions, stepping).view(*ids.shape, -1)
+        return hidden_B_Q_C[stepping.order.argsort().to(hidden_B_Q_C.device)]
 
     def _hidden(self, ids_T: torch.Tensor, positions_T: torch.Tensor, pack: Attending) -> Any:
         """Last hidden states at the pack's label positions, (L, C)."""

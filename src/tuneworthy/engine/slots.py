@@ -1,6 +1,7 @@
 """Keys and values of the rows that are being answered, and attention over them.
 
-Every running row has a *slot*; what all of them begin with is kept once beside the slots. Rows are
+Every running row has a *slot*, in a pool of slots of one size; what all of them begin with is kept
+once beside the slots. Rows are
 read in packs (`Reading`: no padding, as in training) and answered one token each at a time
 (`Stepping`), or several at a time where these are branches of one row, such as labels to be
 scored. Queries meet the shared beginning in one product for all rows and their own tokens in one
@@ -10,7 +11,7 @@ product a row; one softmax runs over both, so that the result is that of repeati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ import torch
 from tuneworthy.engine.attention import Plans, attended, rotated
 from tuneworthy.engine.packing import Pack
 
-ROUND_TOKENS = 64
-"""Room grows in steps of so many tokens a row."""
+LEAST_ROOM = 128
+"""Tokens of a row."""
+MORE_LINES = 8
+"""A pool that is full grows by so many rows at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,71 +59,141 @@ class Beginning:
         return Beginning(self.ids[:tokens], self.keys[:, :, :tokens], self.values[:, :, :tokens])
 
 
-class Slots:
-    """Room for rows, (layers, rows, KV, tokens, D); `lengths` is how many tokens each row has."""
+@dataclass(eq=False)
+class Pool:
+    """Rows that have the same room, (layers, lines, KV, tokens, D)."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.device = shape, device
-        empty = torch.empty(
-            (shape.layers, 0, shape.kv_heads, 0, shape.width), dtype=dtype, device=device
-        )
-        self.keys, self.values = empty, empty
-        self.lengths: list[int] = []
+    tokens: int
+    """Room of each row."""
+    keys: torch.Tensor
+    values: torch.Tensor
+    rows: list[int] = field(default_factory=list)
+    """Which row is in which line."""
 
-    @property
-    def rows(self) -> int:
-        return self.keys.shape[1]
-
-    @property
-    def tokens(self) -> int:
-        """Of the longest row that there is room for."""
-        return self.keys.shape[3]
-
-    def reserve(self, rows: int, tokens: int) -> None:
-        """Make room for so many rows of so many tokens; what is there stays.
-
-        No more room than that: every product goes over all of it.
-        """
-        shape, tokens = self.shape, -(-tokens // ROUND_TOKENS) * ROUND_TOKENS
-        count, used = len(self.lengths), max(self.lengths, default=0)
-        if count:
-            rows, tokens = max(rows, self.rows), max(tokens, self.tokens)
-        if (rows, tokens) == (self.rows, self.tokens):
+    def grow(self, lines: int) -> None:
+        """Make room for so many rows; what is there stays."""
+        if lines <= self.keys.shape[1]:
             return
+        lines = max(lines, self.keys.shape[1] + MORE_LINES)
         for name in ("keys", "values"):
             old = getattr(self, name)
             # Zeros: what is masked still takes part in a product, and must not be NaN.
-            new = old.new_zeros((shape.layers, rows, shape.kv_heads, tokens, shape.width))
-            new[:, :count, :, :used] = old[:, :count, :, :used]
+            new = old.new_zeros((len(old), lines, *old.shape[2:]))
+            new[:, : old.shape[1]] = old
             setattr(self, name, new)
 
-    def free(self, row: int) -> None:
-        """Give a slot back; the last row moves into it."""
-        last = len(self.lengths) - 1
-        if row != last:
-            used = self.lengths[last]
-            for cache in (self.keys, self.values):
-                cache[:, row, :, :used] = cache[:, last, :, :used]
-            self.lengths[row] = self.lengths[last]
-        self.lengths.pop()
-
-    def lines(self, rows_T: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
-        """Where `put` finds these places in these rows, (T × KV,)."""
-        head_K = torch.arange(self.shape.kv_heads)
-        row_T_K = rows_T[:, None] * self.shape.kv_heads + head_K
-        return (row_T_K * self.tokens + tokens_T[:, None]).reshape(-1).to(self.device)
+    def lines(self, lines_T: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
+        """Where `put` finds these places of these lines, (T × KV,)."""
+        kv_heads = self.keys.shape[2]
+        line_T_K = lines_T[:, None] * kv_heads + torch.arange(kv_heads)
+        return (line_T_K * self.tokens + tokens_T[:, None]).reshape(-1).to(self.keys.device)
 
     def put(self, layer: int, key: torch.Tensor, value: torch.Tensor, lines: torch.Tensor) -> None:
         """Keep keys and values (T, KV, D) of one layer; they have the same heads each."""
-        width = self.shape.width
+        width = self.keys.shape[-1]
         for cache, new in ((self.keys, key), (self.values, value)):
             cache[layer].view(-1, width).index_copy_(0, lines, new.reshape(-1, width))
 
+
+class Slots:
+    """Rows in pools of rows of about one length; `lengths` is how many tokens each row has.
+
+    A row that outgrows its pool moves into one with more room: products go over all the room of a
+    pool, and the longest row is nobody's burden but its pool's.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.pools: dict[int, Pool] = {}
+        """By room; a pool whose last row has left is gone."""
+        self.places: list[tuple[Pool, int]] = []
+        """Pool and line of each row."""
+        self.lengths: list[int] = []
+
+    def clear(self) -> None:
+        self.pools, self.places, self.lengths = {}, [], []
+
+    def add(self, lengths: Sequence[int]) -> range:
+        """New rows that will have so many tokens at first, and room for one more."""
+        first = len(self.lengths)
+        for length in lengths:
+            self._place(len(self.lengths), length + 1)
+            self.lengths.append(length)
+        return range(first, len(self.lengths))
+
+    def make_room(self, tokens: int) -> None:
+        """For so many more tokens of every row."""
+        for row, (pool, line) in enumerate(self.places):
+            if self.lengths[row] + tokens > pool.tokens:
+                self._place(row, self.lengths[row] + tokens)
+                larger, new = self.places[row]
+                self._copy(pool, line, larger, new, self.lengths[row])
+                self._leave(pool, line)
+
+    def _place(self, row: int, tokens: int) -> None:
+        """Give a row a line with room for so many tokens."""
+        room, shape = self._room(tokens), self.shape
+        if room not in self.pools:
+            lines = (shape.layers, 0, shape.kv_heads, room, shape.width)
+            empty = torch.empty(lines, dtype=self.dtype, device=self.device)
+            self.pools[room] = Pool(room, empty, empty)
+        pool = self.pools[room]
+        pool.grow(len(pool.rows) + 1)
+        place = pool, len(pool.rows)
+        pool.rows.append(row)
+        if row < len(self.places):
+            self.places[row] = place
+        else:
+            self.places.append(place)
+
+    def _room(self, tokens: int) -> int:
+        """Of the pool for a row: each pool costs a turn, so one with twice the room will do."""
+        enough = [room for room in self.pools if tokens <= room <= max(2 * tokens, LEAST_ROOM)]
+        return min(enough, default=next_room(tokens))
+
+    @staticmethod
+    def _copy(source: Pool, line: int, target: Pool, new: int, tokens: int) -> None:
+        for old, cache in ((source.keys, target.keys), (source.values, target.values)):
+            cache[:, new, :, :tokens] = old[:, line, :, :tokens]
+
+    def _leave(self, pool: Pool, line: int) -> None:
+        """Give a line back; the pool's last row moves into it."""
+        last = pool.rows.pop()
+        if line < len(pool.rows):
+            self._copy(pool, len(pool.rows), pool, line, self.lengths[last])
+            pool.rows[line] = last
+            self.places[last] = pool, line
+        if not pool.rows:
+            del self.pools[pool.tokens]
+
+    def free(self, row: int) -> None:
+        """Forget a row; the last one gets its number."""
+        self._leave(*self.places[row])
+        place, length = self.places.pop(), self.lengths.pop()
+        if row < len(self.places):
+            self.places[row], self.lengths[row] = place, length
+            place[0].rows[place[1]] = row
+
+    def kept(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a row, (layers, KV, tokens, D) each."""
+        (pool, line), tokens = self.places[row], self.lengths[row]
+        return pool.keys[:, line, :, :tokens], pool.values[:, line, :, :tokens]
+
     def fill(self, rows: range, beginning: Beginning) -> None:
-        """Put a beginning in front of rows that have nothing yet."""
+        """Put a beginning in front of rows."""
         count = len(beginning.ids)
-        for cache, new in ((self.keys, beginning.keys), (self.values, beginning.values)):
-            cache[:, rows.start : rows.stop, :, :count] = new[:, None]
+        for row in rows:
+            pool, line = self.places[row]
+            pool.keys[:, line, :, :count] = beginning.keys
+            pool.values[:, line, :, :count] = beginning.values
+
+
+def next_room(tokens: int) -> int:
+    """128, 192, 256, 384, 512, 768, 1024, …: the next one that is enough."""
+    room = LEAST_ROOM
+    while room < tokens:
+        room += 1 << (room.bit_length() - 2)
+    return room
 
 
 class Reading(Plans):
@@ -143,13 +216,28 @@ class Reading(Plans):
         `inside`: how many tokens of the beginning the slots hold themselves.
         """
         super().__init__(pack, config, slots.device, cached=beginning is not None)
-        self.slots, self.beginning = slots, beginning
+        self.beginning = beginning
         prefix = pack.prefix
         lengths = [len(row.ids) - prefix for row in pack.order]
         ends = torch.tensor(lengths).cumsum(0)
         self.label_positions_L = (ends - 1).to(slots.device)
-        rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))
-        self.lines = slots.lines(rows_T, pack.positions_T[prefix:] - prefix + inside)
+        at_T = pack.positions_T[prefix:] - prefix + inside
+        places = [slots.places[row] for row in rows]
+        self.parts = []
+        """For each pool: which tokens go there, None for all, and into which lines."""
+        for target in slots.pools.values():
+            mine = torch.tensor([pool is target for pool, _ in places])
+            if not mine.any():
+                continue
+            line_T = torch.tensor([line for _, line in places]).repeat_interleave(
+                torch.tensor(lengths)
+            )
+            if mine.all():
+                self.parts.append((target, None, target.lines(line_T, at_T)))
+                continue
+            [index] = mine.repeat_interleave(torch.tensor(lengths)).nonzero(as_tuple=True)
+            lines = target.lines(line_T[index], at_T[index])
+            self.parts.append((target, index.to(slots.device), lines))
 
     def attend(
         self,
@@ -167,7 +255,9 @@ class Reading(Plans):
         flat_q, flat_k = rotated(query, cos, sin, scale), rotated(key, cos, sin)
         flat_v = rotated(value, None, None)
         own_k, own_v = (flat[:-1].view(key.shape) for flat in (flat_k, flat_v))
-        self.slots.put(layer, own_k, own_v, self.lines)
+        for pool, index, lines in self.parts:
+            new = (own_k, own_v) if index is None else (own_k[index], own_v[index])
+            pool.put(layer, *new, lines)
         if self.beginning:
             width = query.shape[-1]
             before = (self.beginning.keys[layer], self.beginning.values[layer])
@@ -179,8 +269,21 @@ class Reading(Plans):
         return output.view(query.shape)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The rows of one pool, as they stand in the batch."""
+
+    pool: Pool
+    rows: slice
+    tokens: slice
+    lines: torch.Tensor
+    sees_B_Q_S: torch.Tensor
+    at_B_S: torch.Tensor
+    """Positions of the tokens in the pool's room."""
+
+
 class Stepping:
-    """The next tokens of all running rows, the same number Q for each.
+    """The next tokens of all running rows, the same number Q for each, in the order of `order`.
 
     `sees_B_Q_Q` says which of them see which (branches of one row do not see each other), and
     `depths_B_Q` how far each stands behind its row's end. Their keys and values go into the slots
@@ -194,27 +297,44 @@ class Stepping:
         depths_B_Q: torch.Tensor,
         sees_B_Q_Q: torch.Tensor,
     ) -> None:
-        self.slots, self.beginning, self.labels_only = slots, beginning, False
-        device = slots.device
-        (self.batch, self.count), depths_B_Q = depths_B_Q.shape, depths_B_Q.to(device)
+        self.device, self.beginning, self.labels_only = slots.device, beginning, False
+        self.batch, self.count = depths_B_Q.shape
         self.prefix = len(beginning.ids) if beginning else 0
-        # All the room there is: a part of it would have to be copied for every product.
-        self.used = slots.tokens
-        lengths_B_1 = torch.tensor(slots.lengths, device=device)[:, None]
-        row_B_1 = torch.arange(self.batch, device=device)[:, None]
-        places_B_Q = lengths_B_1 + torch.arange(self.count, device=device)
-        self.lines = slots.lines(row_B_1.expand(-1, self.count).reshape(-1), places_B_Q.reshape(-1))
-        self.label_positions_L = torch.arange(self.batch * self.count, device=device)
-        place_S = torch.arange(self.used, device=device)
-        # All see their row's own tokens; the new ones are seen by those that may.
-        self.sees_B_Q_S = (place_S < lengths_B_1)[:, None].repeat(1, self.count, 1)
-        index = places_B_Q[:, None].expand(-1, self.count, -1)
-        self.sees_B_Q_S.scatter_(2, index, sees_B_Q_Q.to(device))
-        self.at_B_S = self.prefix + place_S.repeat(self.batch, 1)
+        self.order = torch.tensor([row for pool in slots.pools.values() for row in pool.rows])
+        depths_B_Q = depths_B_Q[self.order].to(self.device)
+        sees_B_Q_Q = sees_B_Q_Q[self.order].to(self.device)
+        lengths_B_1 = torch.tensor(slots.lengths)[self.order].to(self.device)[:, None]
         self.positions_B_Q = self.prefix + lengths_B_1 + depths_B_Q
-        self.at_B_S.scatter_(1, places_B_Q, self.positions_B_Q)
-        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
+        self.label_positions_L = torch.arange(self.batch * self.count, device=self.device)
+        self.parts, start = [], 0
+        for pool in slots.pools.values():
+            rows = slice(start, start + len(pool.rows))
+            self.parts.append(
+                self._part(pool, rows, lengths_B_1[rows], self.positions_B_Q[rows], sees_B_Q_Q[rows])
+            )
+            start = rows.stop
+        self._masks: dict[tuple[int | None, torch.dtype, int], torch.Tensor] = {}
         self._turns: dict[tuple[int, float], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _part(
+        self,
+        pool: Pool,
+        rows: slice,
+        lengths_B_1: torch.Tensor,
+        positions_B_Q: torch.Tensor,
+        sees_B_Q_Q: torch.Tensor,
+    ) -> _Part:
+        count, lines = self.count, torch.arange(len(pool.rows))
+        places_B_Q = lengths_B_1 + torch.arange(count, device=self.device)
+        put = pool.lines(lines.repeat_interleave(count), places_B_Q.reshape(-1).cpu())
+        place_S = torch.arange(pool.tokens, device=self.device)
+        # All see their row's own tokens; the new ones are seen by those that may.
+        sees_B_Q_S = (place_S < lengths_B_1)[:, None].repeat(1, count, 1)
+        sees_B_Q_S.scatter_(2, places_B_Q[:, None].expand(-1, count, -1), sees_B_Q_Q)
+        at_B_S = self.prefix + place_S.repeat(len(lines), 1)
+        at_B_S.scatter_(1, places_B_Q, positions_B_Q)
+        tokens = slice(rows.start * count, rows.stop * count)
+        return _Part(pool, rows, tokens, put, sees_B_Q_S, at_B_S)
 
     def _turned(self, x_T_H_D: torch.Tensor, rotary: Any, scale: float) -> torch.Tensor:
         """X × scale after the rotary embedding; its tables are made once for all layers."""
@@ -230,17 +350,19 @@ class Stepping:
         torch.mul(second, cos_T_1_E, out=out[..., half:]).addcmul_(first, sin_T_1_E)
         return out
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    def _mask(self, part: _Part, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """(B, 1, 1, Q, P + S): added to the scores."""
-        if (window, dtype) not in self._masks:
-            sees = torch.nn.functional.pad(self.sees_B_Q_S, (self.prefix, 0), value=True)
+        key = window, dtype, part.pool.tokens
+        if key not in self._masks:
+            sees = torch.nn.functional.pad(part.sees_B_Q_S, (self.prefix, 0), value=True)
             if window is not None:
-                before = torch.arange(self.prefix, device=self.slots.device)
-                at_B_S = torch.cat([before.expand(self.batch, -1), self.at_B_S], 1)
-                sees = sees & (at_B_S[:, None] > self.positions_B_Q[..., None] - window)
-            mask = torch.zeros(sees.shape, dtype=dtype, device=self.slots.device)
-            self._masks[window, dtype] = mask.masked_fill_(~sees, float("-inf"))[:, None, None]
-        return self._masks[window, dtype]
+                before = torch.arange(self.prefix, device=self.device)
+                at_B_S = torch.cat([before.expand(len(part.at_B_S), -1), part.at_B_S], 1)
+                positions_B_Q = self.positions_B_Q[part.rows]
+                sees = sees & (at_B_S[:, None] > positions_B_Q[..., None] - window)
+            mask = torch.zeros(sees.shape, dtype=dtype, device=self.device)
+            self._masks[key] = mask.masked_fill_(~sees, float("-inf"))[:, None, None]
+        return self._masks[key]
 
     def attend(
         self,
@@ -255,40 +377,46 @@ class Stepping:
     ) -> torch.Tensor:
         """See `attention.Attending`."""
         (_, heads, width), kv_heads = query.shape, key.shape[1]
-        own_q = self._turned(query, rotary, scale)
-        self.slots.put(layer, self._turned(key, rotary, 1.0), value, self.lines)
-        batch, group = self.batch, heads // kv_heads
+        own_q, own_k = self._turned(query, rotary, scale), self._turned(key, rotary, 1.0)
+        group = heads // kv_heads
         each = group * self.count
         queries_B_K_GQ_D = (
-            own_q.view(batch, self.count, kv_heads, group, width)
+            own_q.view(self.batch, self.count, kv_heads, group, width)
             .permute(0, 2, 3, 1, 4)
-            .reshape(batch, kv_heads, each, width)
+            .reshape(self.batch, kv_heads, each, width)
         )
-        keys, values = (
-            cache[layer, :batch].view(batch * kv_heads, self.used, width)
-            for cache in (self.slots.keys, self.slots.values)
-        )
-        own = torch.bmm(queries_B_K_GQ_D.view(-1, each, width), keys.transpose(1, 2))
-        scores = own.view(batch, kv_heads, each, self.used)
+        before = None
         if self.beginning:
             queries = queries_B_K_GQ_D.transpose(0, 1).reshape(kv_heads, -1, width)
             before = torch.bmm(queries, self.beginning.keys[layer].transpose(1, 2))
-            before = before.view(kv_heads, batch, each, self.prefix).transpose(0, 1)
-            scores = torch.cat([before, scores], -1)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        split = (batch, kv_heads, group, self.count, scores.shape[-1])
-        scores.view(split).add_(self._mask(window, scores.dtype))
-        weights = torch.softmax(scores, -1)
-        own_weights = weights[..., self.prefix :].reshape(-1, each, self.used)
-        output = torch.bmm(own_weights, values).view(batch, kv_heads, each, width)
+            before = before.view(kv_heads, self.batch, each, self.prefix).transpose(0, 1)
+        outputs, shared = [], []
+        for part in self.parts:
+            part.pool.put(layer, own_k[part.tokens], value[part.tokens], part.lines)
+            count, room = len(part.pool.rows), part.pool.tokens
+            keys, values = (
+                cache[layer, :count].view(count * kv_heads, room, width)
+                for cache in (part.pool.keys, part.pool.values)
+            )
+            queries = queries_B_K_GQ_D[part.rows].view(-1, each, width)
+            scores = torch.bmm(queries, keys.transpose(1, 2)).view(count, kv_heads, each, room)
+            if before is not None:
+                scores = torch.cat([before[part.rows], scores], -1)
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            split = (count, kv_heads, group, self.count, scores.shape[-1])
+            scores.view(split).add_(self._mask(part, window, scores.dtype))
+            weights = torch.softmax(scores, -1)
+            shared.append(weights[..., : self.prefix])
+            own = weights[..., self.prefix :].reshape(-1, each, room)
+            outputs.append(torch.bmm(own, values).view(count, kv_heads, each, width))
+        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         if self.beginning:
-            shared = weights[..., : self.prefix].transpose(0, 1)
-            shared = shared.reshape(kv_heads, -1, self.prefix)
-            more = torch.bmm(shared, self.beginning.values[layer])
-            output = output + more.view(kv_heads, batch, each, width).transpose(0, 1)
+            weights = torch.cat(shared).transpose(0, 1).reshape(kv_heads, -1, self.prefix)
+            more = torch.bmm(weights, self.beginning.values[layer])
+            output = output + more.view(kv_heads, self.batch, each, width).transpose(0, 1)
         return (
-            output.view(batch, kv_heads, group, self.count, width)
+            output.view(self.batch, kv_heads, group, self.count, width)
             .permute(0, 3, 1, 2, 4)
-            .reshape(batch * self.count, heads, width)
+            .reshape(self.batch * self.count, heads, width)
         )

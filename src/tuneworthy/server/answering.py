@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from tuneworthy import store
 from tuneworthy.arms import Fitted
 from tuneworthy.arms.recipe import FittedRecipe
+from tuneworthy.engine import hardware
 from tuneworthy.engine.desk import Desk, Order, Said, open_desk
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Answer, Decoding, Engine, Failure, Grammar, Prompt
@@ -119,7 +120,9 @@ class Answering:
         self._whole: dict[int, SimpleQueue[tuple[Prompt, Stream]]] = {}
         """Prompts that wait for an arm that answers many as fast as one, by the arm."""
         # Opening and preparing prompts: one at a time, and never in the event loop.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="prepare", initializer=hardware.compute_alone
+        )
 
     async def answer(self, run: RunFolder, arm: str, prompt: Prompt, wishes: Wishes) -> Stream:
         """Begin to answer.
@@ -190,7 +193,7 @@ class Answering:
         # One base in memory for all runs that were measured on it.
         key = config["base"]["sha256"]
         if key not in self._engines:
-            engine = open_base(run, self.say)
+            engine = hardware.apart(lambda: open_base(run, self.say))
             self._engines[key] = engine, open_desk(engine)
         engine, desk = self._engines[key]
         if run.path not in self._servings:

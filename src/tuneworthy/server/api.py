@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -25,9 +26,10 @@ class _Body(BaseModel):
 
 
 class Promote(_Body):
-    """The arm to answer from now on."""
+    """The arm to answer from now on, and the run that it is of: by default the newest with a decision."""
 
     arm: Name
+    run: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 class CanaryBody(_Body):
@@ -66,7 +68,7 @@ def router(house: House) -> APIRouter:
 
     @routes.post("/tasks/{task}/promote")
     def promote(task: str, body: Promote) -> Response:
-        return changed(task, promotion.promote, body.arm)
+        return changed(task, partial(promotion.promote, run=body.run), body.arm)
 
     @routes.post("/tasks/{task}/rollback")
     def rollback(task: str) -> Response:

@@ -1,7 +1,7 @@
 """Which arm answers for a task: promoted, with a canary beside it, or a shadow behind it.
 
 `serving.json` beside the project file is replaced in one step and read at each request, so a change
-holds at once and survives a restart; `serving.jsonl` keeps every change with its time.
+holds at once and survives a restart; `serving.log` keeps every change, one JSON object a line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tuneworthy.errors import ProjectError, StorageError
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows.serving import measured_arms
 
-FILE, LOG = "serving.json", "serving.jsonl"
+FILE, LOG = "serving.json", "serving.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +93,20 @@ def answering(project_folder: Path) -> Choice | None:
     return Choice(arm, finished[-1].path.name) if arm else None
 
 
-def promote(project_folder: Path, arm: str, *, by: str = "command line") -> Promotion:
-    """Let an arm of the newest finished run answer; the one before can be rolled back to.
+def promote(
+    project_folder: Path, arm: str, *, run: str | None = None, by: str = "command line"
+) -> Promotion:
+    """Let an arm of the newest finished run, or the named one, answer; the one before is remembered.
 
-    Raises ProjectError if the arm was not measured there.
+    Raises ProjectError if the arm was not measured there, StorageError if there is no such run.
     """
-    choice = _measured(project_folder, arm)
+    choice = _measured(project_folder, arm, run)
 
     def change(now: Promotion) -> Promotion:
         before = now.promoted or answering(project_folder)
         previous = (*now.previous, before) if before and before != choice else now.previous
-        return replace(now, promoted=choice, previous=previous, canary=None)
+        shadow = None if now.shadow == choice else now.shadow
+        return replace(now, promoted=choice, previous=previous, canary=None, shadow=shadow)
 
     return _change(project_folder, "promoted", change, by, asdict(choice))
 
@@ -125,11 +128,16 @@ def rollback(project_folder: Path, *, by: str = "command line") -> Promotion:
 
 
 def set_canary(
-    project_folder: Path, arm: str | None, share: float = 0.0, *, by: str = "command line"
+    project_folder: Path,
+    arm: str | None,
+    share: float = 0.0,
+    *,
+    run: str | None = None,
+    by: str = "command line",
 ) -> Promotion:
     """Send a share of the requests to a second arm; None ends it.
 
-    Raises ProjectError for a share that is none, or an arm that was not measured.
+    Raises ProjectError for a share that is none, or an arm that was not measured or answers already.
     """
     canary = None
     if arm is not None:
@@ -137,21 +145,38 @@ def set_canary(
             raise ProjectError(
                 f"a canary's share is {share:g}", where="--canary", hint="between 0 and 1: 0.1"
             )
-        choice = _measured(project_folder, arm)
+        choice = _second(project_folder, arm, run)
         canary = Canary(choice.arm, choice.run, share)
     told = asdict(canary) if canary else {}
     return _change(project_folder, "canary", lambda now: replace(now, canary=canary), by, told)
 
 
-def set_shadow(project_folder: Path, arm: str | None, *, by: str = "command line") -> Promotion:
-    """Let an arm answer in the background, to be recorded only; None ends it."""
-    choice = _measured(project_folder, arm) if arm is not None else None
+def set_shadow(
+    project_folder: Path, arm: str | None, *, run: str | None = None, by: str = "command line"
+) -> Promotion:
+    """Let an arm answer in the background, to be recorded only; None ends it.
+
+    Raises ProjectError if it was not measured or answers already.
+    """
+    choice = _second(project_folder, arm, run) if arm is not None else None
     told = asdict(choice) if choice else {}
     return _change(project_folder, "shadow", lambda now: replace(now, shadow=choice), by, told)
 
 
-def _measured(project_folder: Path, arm: str) -> Choice:
-    run = finished_run(project_folder)
+def _second(project_folder: Path, arm: str, run: str | None) -> Choice:
+    """An arm beside the one that answers."""
+    choice = _measured(project_folder, arm, run)
+    if choice == answering(project_folder):
+        raise ProjectError(
+            f"'{arm}' of {choice.run} answers every request already",
+            where=str(project_folder),
+            hint="name another arm",
+        )
+    return choice
+
+
+def _measured(project_folder: Path, arm: str, name: str | None = None) -> Choice:
+    run = finished_run(project_folder, name)
     known = measured_arms(run)
     if arm not in known:
         raise ProjectError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.fakes import projects
 from tests.report.sample_run import HOSTILE, write_sample
+from tests.server.jobs.serving import rows as chat_rows
 from tests.server.ui.browser import PHONE, Looker, Server, chromium
 from tuneworthy import store
 from tuneworthy.server import promotion
@@ -128,6 +131,7 @@ def _rows(window: Looker, run: store.RunFolder) -> None:
     assert page.locator("details.row .pairwise").all_inner_texts() == ["lora better"] * min(
         20, len(won)
     )
+    page.wait_for_load_state()  # keys are heard once the script is there
     page.keyboard.press("/")
     page.keyboard.type("kitchen")
     page.keyboard.press("Enter")
@@ -172,6 +176,29 @@ def _playground(window: Looker, run: store.RunFolder) -> None:
         # What is measured is what is served.
         assert card.locator("pre").inner_text() == said[row["id"]]
     window.picture("playground")
+
+
+def test_a_job_is_paused_resumed_and_cancelled(look: Look, server: Server) -> None:
+    """The server has no worker: the job stands still where it is put."""
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+    text = "".join(json.dumps(row) + "\n" for row in chat_rows(90))
+    file = client.files.create(file=("rows.jsonl", text.encode()), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="fake", training_file=file.id)
+    window = look()
+    page = window.go("/jobs")
+    page.get_by_role("link", name=job.id).click()
+    said = page.locator(".badge")
+    assert said.inner_text() == "validating_files"
+    for verb, status, next_verbs in (
+        ("Pause", "paused", ["Cancel", "Resume"]),
+        ("Resume", "queued", ["Cancel", "Pause"]),
+        ("Cancel", "cancelled", []),
+    ):
+        page.get_by_role("button", name=verb).click()
+        page.get_by_text(status, exact=True).first.wait_for()
+        assert said.inner_text() == status == client.fine_tuning.jobs.retrieve(job.id).status
+        assert page.locator("form.inline button").all_inner_texts() == next_verbs
+    window.picture("job")
 
 
 def test_by_keys_alone(look: Look) -> None:

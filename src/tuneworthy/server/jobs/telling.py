@@ -47,7 +47,8 @@ class Teller:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._said = 0
-        self._caught_up: set[str] = set()
+        self._heard: dict[str, int] = {}
+        """The newest training step heard of, for each arm."""
 
     def __enter__(self) -> Teller:
         self._thread.start()
@@ -70,11 +71,25 @@ class Teller:
     def _begun(self, record: dict[str, Any]) -> None:
         """Rows, settings and base are in order: the files are validated."""
         self.run = RunFolder(Path(record["folder"]))
+        if record["resumed"]:
+            self._tell_again(self.run)
         self._collect(self._event(record))
         try:
             self.queue.tell(self.job, [], "running")
         except Lost:
             self.lost.set()
+
+    def _tell_again(self, run: RunFolder) -> None:
+        """What an earlier life did and kept; its keys are the same, so that nothing is told twice.
+
+        What it had in hand when it was paused or killed was told to nobody.
+        """
+        for record in store.read_jsonl(run.events):
+            if _is_step(record):
+                self._earlier_steps(run, record)
+                self._collect(_metrics(record["arm"], int(record["steps"]), record))
+            elif record["kind"] in LASTING:
+                self._collect(self._event(record))
 
     def _collect(self, event: Event | None) -> None:
         if event is not None:
@@ -112,7 +127,7 @@ class Teller:
                     return
 
     def _event(self, record: dict[str, Any]) -> Event | None:
-        if record.get("phase") == "training" and "step" in record:
+        if _is_step(record):
             return self._step(record)
         if record["kind"] == "tick":
             return _answered(record) if record["phase"] == "measuring" else None
@@ -125,19 +140,27 @@ class Teller:
         return self.message(text)
 
     def _step(self, record: dict[str, Any]) -> Event:
-        """A training step as an event, and before the first one those that an earlier life made.
-
-        What a worker had in hand when it died was told to nobody; training's own log has it.
-        """
+        """A training step as an event, and before the first one those that an earlier life made."""
         arm, step, total = record["arm"], int(record["step"]), int(record["steps"])
-        if arm not in self._caught_up and self.run is not None:
-            self._caught_up.add(arm)
-            for line in store.read_jsonl(self.run.arm(arm) / "model.jsonl"):
-                if line["step"] < step:
-                    self._collect(_metrics(arm, total, line))
-        if arm == project.ARM and "dev_loss" in record and self.run is not None:
-            project.remember_checkpoint(self.run, self.folder, step)
+        if self.run is not None:
+            self._earlier_steps(self.run, record)
+            if arm == project.ARM and "dev_loss" in record:
+                project.remember_checkpoint(self.run, self.folder, step)
         return _metrics(arm, total, record)
+
+    def _earlier_steps(self, run: RunFolder, record: dict[str, Any]) -> None:
+        """Steps between the newest one heard of and this one, from training's own log."""
+        arm, step, total = record["arm"], int(record["step"]), int(record["steps"])
+        heard = self._heard.get(arm, -1)
+        if step > heard + 1:
+            for line in store.read_jsonl(run.arm(arm) / "model.jsonl"):
+                if heard < line["step"] < step:
+                    self._collect(_metrics(arm, total, line))
+        self._heard[arm] = max(heard, step)
+
+
+def _is_step(record: dict[str, Any]) -> bool:
+    return record.get("phase") == "training" and "step" in record
 
 
 def _metrics(arm: str, total: int, record: dict[str, Any]) -> Event:

@@ -133,7 +133,7 @@ class Completions:
     async def finish(
         self, request: Request, call: _Call, results: Sequence[Said]
     ) -> dict[str, Any]:
-        """Count, log the first choice, let the shadow answer; the `usage` of the answer."""
+        """Count, log, let the shadow answer; the `usage` of the answer."""
         read = sum(said.answer.prompt_tokens for said in results)
         written = sum(said.answer.output_tokens for said in results)
         cached = sum(said.cached_tokens for said in results)
@@ -144,10 +144,11 @@ class Completions:
             self._guard().limits.spend(key, read + written)
         place, traffic = call.place, self.house.traffic
         if traffic is not None:
-            prompt, text = call.prompts[0], results[0].answer.text
-            await run_in_threadpool(
-                traffic.record, place.project, call.id, place.model, place.arm, prompt, text
-            )
+            for number, (prompt, said) in enumerate(zip(call.prompts, results)):
+                # Feedback on a choice names it; on the first one, the request will do.
+                id_ = f"{call.id}-{number}" if number else call.id
+                who = place.project, id_, place.model, place.arm
+                await run_in_threadpool(traffic.record, *who, prompt, said.answer.text)
         if place.shadow is not None:
             task = asyncio.create_task(self._shadow(call))
             self._background.add(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
@@ -14,6 +15,7 @@ from tuneworthy.server.ui.projects import details
 from tuneworthy.server.ui.site import Site
 
 Text = Annotated[str, Form(max_length=64)]
+Name = Annotated[str, Form(max_length=200)]
 
 
 def add(routes: APIRouter, site: Site) -> None:
@@ -31,8 +33,8 @@ def add(routes: APIRouter, site: Site) -> None:
         return RedirectResponse(f"/p/{project.task}#serving", 303)
 
     @routes.post("/p/{task}/promote")
-    def promote(request: Request, task: str, arm: Text) -> Response:
-        return changed(request, task, promotion.promote, arm)
+    def promote(request: Request, task: str, arm: Text, run: Name = "") -> Response:
+        return changed(request, task, partial(promotion.promote, run=run or None), arm)
 
     @routes.post("/p/{task}/rollback")
     def rollback(request: Request, task: str) -> Response:

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 
-from tuneworthy.errors import StorageError
 from tuneworthy.report import html
 from tuneworthy.server import promotion
 from tuneworthy.server.ui.records import Signature, records, signature
@@ -37,7 +36,7 @@ def add(routes: APIRouter, site: Site) -> None:
             run=run.path.name,
             # Made by the report's template, which escapes all that stands in rows.
             parts=[Markup(parts[part]) for part in SHOWN if parts[part]],  # noqa: S704
-            **_serving(project.folder, run.path.name, records(run).decision),
+            **_serving(project.folder, records(run).decision),
         )
 
     @routes.get("/p/{task}/runs/{name}/report.html")
@@ -50,23 +49,10 @@ def add(routes: APIRouter, site: Site) -> None:
         return HTMLResponse(html.render(run), headers=headers)
 
 
-def _serving(folder: Path, run: str, decision: dict[str, Any] | None) -> dict[str, Any]:
+def _serving(folder: Path, decision: dict[str, Any] | None) -> dict[str, Any]:
     """Whether the arm that was decided on answers already."""
-    answering = promotion.answering(folder)
-    newest = _newest(folder)
-    return {
-        "answering": answering,
-        "decided": decision["arm"] if decision else None,
-        "is_newest": newest == run,
-        "finished": decision is not None,
-    }
-
-
-def _newest(folder: Path) -> str | None:
-    try:
-        return promotion.finished_run(folder).path.name
-    except StorageError:
-        return None
+    decided = decision["arm"] if decision else None
+    return {"answering": promotion.answering(folder), "decided": decided}
 
 
 @lru_cache(maxsize=16)
