@@ -278,3 +278,41 @@ def test_who_comes_when_too_many_wait_is_told_so(
     finally:
         busy.set()
         made.close()
+
+
+def test_who_comes_alone_waits_a_little_for_others(
+    desk: Batching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.close()  # nobody but this test takes from its queue
+    desk._closing = False
+    monkeypatch.setattr(desks, "GATHER_SECONDS", SECONDS)
+    caller, numbers = Caller(), iter(range(100))
+
+    def come() -> Any:
+        order = caller.order(prompts(1)[0], Decoding(max_tokens=3))
+        row = desk._row(next(numbers), order)
+        desk._waiting.append(desks._Waiting(0, time.monotonic(), order, row))  # type: ignore[arg-type]
+        return desk._waiting[-1].key
+
+    key = come()
+    assert len(desk._joining(key)) == 1, "nothing runs"
+    desk._running = dict.fromkeys(range(2 * desks.GATHER_SHARE))  # type: ignore[arg-type]
+    come()
+    assert desk._joining(key) == []
+    come()
+    assert len(desk._joining(key)) == 2, "enough to be read together"
+    come()
+    monkeypatch.setattr(desks, "GATHER_SECONDS", 0.0)
+    assert len(desk._joining(key)) == 1, "it has waited long enough"
+    desk._running = {}
+
+
+def test_pieces_are_larger_where_many_are_answered(
+    desk: Batching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(desk, prompts(1), Decoding(max_tokens=20))[0].said()
+    few = ask(desk, prompts(4), Decoding(max_tokens=20))
+    told = sum(len(caller.texts) for caller in few if caller.said())
+    monkeypatch.setattr(desks, "PIECES_A_SECOND", 1e-3)
+    fewer = ask(desk, prompts(4), Decoding(max_tokens=20))
+    assert 4 >= sum(len(caller.texts) for caller in fewer if caller.said()) < told

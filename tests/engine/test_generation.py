@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.fakes import learning, tiny
-from tuneworthy.engine import generation, layers, runner
+from tuneworthy.engine import generation, layers, runner, slots
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import Plain, Quick, opened
 from tuneworthy.errors import ModelError
@@ -54,6 +54,40 @@ def test_a_model_that_is_not_known_says_the_same(kind: str, shared: int) -> None
         assert isinstance(quick, Quick)
         wanted, _ = said(quick, asked)
     assert said(Plain(model), asked)[0] == wanted
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("shared", [0, 20, 70])
+def test_rows_that_outgrow_their_pool_go_on_in_another(
+    kind: str, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "LEAST_ROOM", 8)
+    monkeypatch.setattr(slots, "SPARE_TOKENS", 4)
+    model, asked = tiny.model(kind), prompts(14, shared)
+    pools: set[int] = set()
+    with opened(model) as quick:
+        assert isinstance(quick, Quick)
+        quick.rows_at_most = 6
+        step = quick.step
+
+        def stepping(ids: Sequence[int]) -> torch.Tensor:
+            found = step(ids)
+            pools.add(len(quick.slots.pools))
+            for row, (pool, line) in enumerate(quick.slots.places):
+                assert pool.rows[line] == row and quick.slots.lengths[row] <= pool.tokens
+            return found
+
+        monkeypatch.setattr(quick, "step", stepping)
+        answers, _ = said(quick, asked, tokens=40)
+        assert not quick.slots.pools, "room is given back"
+    assert len(pools) > 1
+    assert answers == said(Plain(model), asked, tokens=40)[0]
+
+
+def test_room_grows_by_a_half_at_most() -> None:
+    rooms = [slots.next_room(tokens) for tokens in range(1, 3000)]
+    assert sorted(set(rooms)) == [128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072]
+    assert all(room >= tokens for tokens, room in enumerate(rooms, 1))
 
 
 def test_layers_that_are_wrong_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +268,9 @@ def test_a_row_hands_on_its_text_as_it_grows() -> None:
             decode=lambda ids: " ".join(map(str, ids)),
             on_answer=lambda i, answer: answers.append(answer.text),
         )
-        row = Row(0, [5, 6, 7], Decoding(max_tokens=4), on_text=lambda i, text: texts.append(text))
+        row = Row(
+            0, [5, 6, 7], Decoding(max_tokens=4), on_text=lambda i, text: texts.append(text())
+        )
         scheduler.add([row])
         while scheduler.busy:
             scheduler.step()

@@ -26,12 +26,17 @@ from tuneworthy.errors import TuneworthyError
 from tuneworthy.types import Answer, Decoding, Engine, Failure, Prompt, Weights
 
 TURN_SECONDS = 2.0
-BEGINNING_TOKENS = 64
+BEGINNING_TOKENS = 16
 """Prompts that begin alike for fewer tokens are not kept apart from others."""
 SHUT = "the server is being shut down"
-GATHER_SECONDS, GATHER_SHARE = 1.0, 8
+GATHER_SECONDS, GATHER_SHARE = 1.0, 16
 """Whoever comes waits so long at most for others to come, to be read together with them: until they
-are an eighth of those that run."""
+are a sixteenth of those that run."""
+PIECES_A_SECOND = 100
+"""Of all answers together: handing a piece on takes time that the model would have, so the more
+answers are on their way, the larger are their pieces."""
+GIVE_BACK_SECONDS = 30.0
+"""How often memory is returned while rows run without a pause."""
 MOST_FAMILIES = 256
 """What families begin with is forgotten, and learnt again, above so many."""
 MOST_WAITING = 1000
@@ -52,7 +57,8 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A prompt to answer. `on_text` gets the whole text so far, `on_done` comes last and once.
+    """A prompt to answer. `on_text` gets the whole text so far, now and then; `on_done` comes last
+    and once.
 
     Both are called in the desk's thread and must return at once.
     """
@@ -184,8 +190,14 @@ class Batching:
         _turn_away(waiting)
 
     def _row(self, number: int, order: Order) -> Row | Failure:
-        def tell(_: int, text: str) -> None:
-            order.on_text(self._safe(text, order.decoding.stop))
+        told = float("-inf")
+
+        def tell(_: int, text: Callable[[], str]) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told >= len(self._running) / PIECES_A_SECOND:
+                told = now
+                order.on_text(self._safe(text(), order.decoding.stop))
 
         return self.engine.row(number, order.prompt, order.decoding, tell, order.top)
 
@@ -240,6 +252,7 @@ class Batching:
                 first.order.weights, self._answered, beginning=first.beginning
             )
             joining = self._joining(first.key, first=True)
+            given_back = time.monotonic()
             with hardware.kept_memory():
                 while True:
                     for waiting in joining:
@@ -250,6 +263,9 @@ class Batching:
                     if not scheduler.busy:
                         return
                     scheduler.step()
+                    if time.monotonic() - given_back > GIVE_BACK_SECONDS:
+                        hardware.give_back()
+                        given_back = time.monotonic()
                     joining = self._joining(first.key)
         except Exception as error:
             # Whatever it was, those who wait hear of it, and the next ones find a desk at work.

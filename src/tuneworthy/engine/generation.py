@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from llguidance import LLMatcher
@@ -22,8 +23,8 @@ SHARED_PREFIX_AT_LEAST = 8
 TOGETHER = 8
 """Rows are taken up so many at a time while others run: reading has a price of its own."""
 
-OnText = Callable[[int, str], None]
-"""Called with a row's position and its text so far."""
+OnText = Callable[[int, Callable[[], str]], None]
+"""Called with a row's position and what gives its text so far, for those who want it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class Scheduler:
             finished = self._finished(row, token)
             if not finished:
                 if row.on_text:
-                    row.on_text(row.position, self.decode(row.said))
+                    row.on_text(row.position, partial(self.decode, row.said))
                 continue
             text, reason = finished
             took = time.perf_counter() - row.started

@@ -106,6 +106,17 @@ def apart(work: Callable[[], T]) -> T:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
+def give_back() -> None:
+    """Return memory that is free within this process, where glibc's allocator is in use.
+
+    Programs of products, which stay, come to lie between large blocks, which go: what is left
+    between them is too small for the next large block, and the heap grows.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """Let freed memory stay with this process meanwhile, where glibc's allocator is in use.

@@ -300,10 +300,11 @@ def _few_at_a_time(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]
 
 
 def _silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    function: Any = _SiLUTimes
     if liger():
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction as function
-    output: torch.Tensor = function.apply(gate, up)
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        return LigerSiLUMulFunction.apply(gate, up)
+    output: torch.Tensor = _SiLUTimes.apply(gate, up)
     return output
 
 

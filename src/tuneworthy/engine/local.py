@@ -126,12 +126,10 @@ class LocalEngine:
         held: grammar.Held | None = None,
         stop_ids: frozenset[int] | None = None,
         on_answer: Callable[[int, Answer], None] | None = None,
-        on_text: OnText | None = None,
     ) -> list[Answer]:
         """Answers to prompts of ids that fit the context, in their order.
 
-        `stop_ids` end an answer, by default the end of turn; `on_text` is handed each row's text
-        as it grows.
+        `stop_ids` end an answer, by default the end of turn.
         """
         answers: dict[int, Answer] = {}
 
@@ -142,7 +140,7 @@ class LocalEngine:
 
         if prompts:
             scheduler = self.scheduler(weights, keep, stop_ids=stop_ids)
-            rows = (Row(i, list(ids), decoding, held, on_text) for i, ids in enumerate(prompts))
+            rows = (Row(i, list(ids), decoding, held) for i, ids in enumerate(prompts))
             scheduler.add(rows)
             with hardware.kept_memory():
                 while scheduler.busy:

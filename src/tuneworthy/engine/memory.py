@@ -16,8 +16,9 @@ from tuneworthy.engine.attention import SAVED_BYTES
 from tuneworthy.engine.loss import CHUNK_LABELS
 from tuneworthy.errors import ModelError
 
-PACK_TOKENS = 4096
-"""Tokens that go through the model at once, where memory allows: more gain no speed."""
+PACK_TOKENS, GPU_PACK_TOKENS = 2048, 4096
+"""Tokens that go through the model at once, where memory allows: more gain no speed, and on a processor
+attention's weights of long rows could not be kept for the way back."""
 SMALLEST_PACK = 512
 PROGRAM_BYTES = 600 * 2**20
 """The interpreter with torch, transformers and peft loaded."""
@@ -77,7 +78,7 @@ def fit(model: Any, trained: int, longest: int, room: int, method: str) -> Fit:
     """
     allowed = int(room * MARGIN)
     for checkpointing in (False, True):
-        tokens = PACK_TOKENS
+        tokens = GPU_PACK_TOKENS if model.device.type == "cuda" else PACK_TOKENS
         while tokens >= SMALLEST_PACK:
             held = max(tokens, longest)  # a row is never cut
             need = estimate(model, trained, held, checkpointing=checkpointing, longest=longest)

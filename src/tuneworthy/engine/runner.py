@@ -12,13 +12,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 from tuneworthy.engine import attention, layers, packing
 from tuneworthy.engine.attention import Attending
 from tuneworthy.engine.learner import PackedModel
 from tuneworthy.engine.packing import TokenRow
-from tuneworthy.engine.slots import Beginning, Reading, Shape, Slots, Stepping
+from tuneworthy.engine.slots import Beginning, Filled, Reading, Shape, Slots, Stepping, rounded
 
 ROWS = 64
 """Answered at one time."""
@@ -203,18 +204,22 @@ class Quick:
 
     def _hidden(self, ids_T: torch.Tensor, positions_T: torch.Tensor, pack: Attending) -> Any:
         """Last hidden states at the pack's label positions, (L, C)."""
+        filled = Filled(pack, len(ids_T), rounded(len(ids_T)))
+        ids_T, positions_T = (nn.functional.pad(x, (0, filled.more)) for x in (ids_T, positions_T))
         hidden_1_T_C = self.packed.causal.get_decoder()(
             input_ids=ids_T[None].to(self.packed.device),
             position_ids=positions_T[None].to(self.packed.device),
             use_cache=False,
-            pack=pack,
+            pack=filled,
         ).last_hidden_state
-        if pack.labels_only:
-            return hidden_1_T_C[0]
-        return hidden_1_T_C[0].index_select(0, pack.label_positions_L)
+        if not filled.labels_only:
+            hidden_1_T_C = hidden_1_T_C.index_select(1, filled.label_positions_L)
+        return hidden_1_T_C[0, : filled.labels]
 
     def _logits(self, hidden_N_C: torch.Tensor) -> torch.Tensor:
-        logits_N_V: torch.Tensor = self.packed.causal.get_output_embeddings()(hidden_N_C)
+        count = len(hidden_N_C)
+        hidden_N_C = nn.functional.pad(hidden_N_C, (0, 0, 0, rounded(count) - count))
+        logits_N_V: torch.Tensor = self.packed.causal.get_output_embeddings()(hidden_N_C)[:count]
         cap = self.packed.softcap
         return logits_N_V if cap is None else cap * torch.tanh(logits_N_V / cap)
 

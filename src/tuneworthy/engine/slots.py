@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from tuneworthy.engine.attention import Plans, attended, rotated
+from tuneworthy.engine.attention import Attending, Plans, attended, rotated
 from tuneworthy.engine.packing import Pack
 
 LEAST_ROOM = 128
 """Tokens of a row."""
+SPARE_TOKENS = 256
+"""Rather than to open a pool for it, a row is given so much room that it does not need."""
 MORE_LINES = 8
-"""A pool that is full grows by so many rows at least."""
+"""A pool has room for so many rows at least; it grows by a half where that is too few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Pool:
         """Make room for so many rows; what is there stays."""
         if lines <= self.keys.shape[1]:
             return
-        lines = max(lines, self.keys.shape[1] + MORE_LINES)
+        lines = max(lines, self.keys.shape[1] * 3 // 2, MORE_LINES)
         for name in ("keys", "values"):
             old = getattr(self, name)
             # Zeros: what is masked still takes part in a product, and must not be NaN.
@@ -147,9 +149,9 @@ class Slots:
             self.places.append(place)
 
     def _room(self, tokens: int) -> int:
-        """Of the pool for a row: each pool costs a turn, so one with twice the room will do."""
-        enough = [room for room in self.pools if tokens <= room <= max(2 * tokens, LEAST_ROOM)]
-        return min(enough, default=next_room(tokens))
+        """Of the pool for a row: each pool costs a turn, so one with some room to spare will do."""
+        enough = [room for room in self.pools if tokens <= room <= tokens + SPARE_TOKENS]
+        return max(enough, default=next_room(tokens))
 
     @staticmethod
     def _copy(source: Pool, line: int, target: Pool, new: int, tokens: int) -> None:
@@ -194,6 +196,41 @@ def next_room(tokens: int) -> int:
     while room < tokens:
         room += 1 << (room.bit_length() - 2)
     return room
+
+
+class Filled:
+    """Tokens to which some were added that nobody looks at, for the sake of a round number.
+
+    On a processor every new number of lines costs each kind of product a program of its own:
+    milliseconds, and a megabyte that stays.
+    """
+
+    def __init__(self, inner: Attending, tokens: int, filled: int) -> None:
+        self.inner, self.tokens, self.more = inner, tokens, filled - tokens
+        self.labels = len(inner.label_positions_L)
+        more = rounded(self.labels) - self.labels
+        self.label_positions_L = torch.nn.functional.pad(inner.label_positions_L, (0, more))
+        self.labels_only = False
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        *how: Any,
+    ) -> torch.Tensor:
+        """See `attention.Attending`."""
+        query, key, value = (x[: self.tokens] for x in (query, key, value))
+        turns = None if rotary is None else (rotary[0][: self.tokens], rotary[1][: self.tokens])
+        output = self.inner.attend(query, key, value, turns, *how)
+        return torch.nn.functional.pad(output, (0, 0, 0, 0, 0, self.more))
+
+
+def rounded(count: int) -> int:
+    """The next number of which there are only eight up to twice as many; up to 8 each counts."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 class Reading(Plans):
@@ -310,7 +347,9 @@ class Stepping:
         for pool in slots.pools.values():
             rows = slice(start, start + len(pool.rows))
             self.parts.append(
-                self._part(pool, rows, lengths_B_1[rows], self.positions_B_Q[rows], sees_B_Q_Q[rows])
+                self._part(
+                    pool, rows, lengths_B_1[rows], self.positions_B_Q[rows], sees_B_Q_Q[rows]
+                )
             )
             start = rows.stop
         self._masks: dict[tuple[int | None, torch.dtype, int], torch.Tensor] = {}

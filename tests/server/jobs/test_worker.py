@@ -93,6 +93,33 @@ def test_a_worker_that_is_ended_puts_its_job_back(
     assert not [message for message in messages(jobs, job) if "died" in message]
 
 
+def test_what_a_paused_life_had_in_hand_the_next_one_tells(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains, measures, and hears of the pause before it could tell anything of that."""
+    monkeypatch.setattr(telling, "RENEW_SECONDS", 60.0)
+    answer, job = fake.FakeEngine._answer, create(jobs)
+
+    def answering(*arguments: Any) -> Any:
+        if jobs.queue.get(job.id).status != "paused":  # type: ignore[union-attr]
+            jobs.queue.change(job.id, "paused", "paused in the middle")
+        return answer(*arguments)
+
+    monkeypatch.setattr(fake.FakeEngine, "_answer", answering)
+    assert (held := jobs.queue.claim("one"))
+    made = Worker(jobs.state, jobs.queue, lambda text: None)
+    assert made.bring_to_its_end(held) == "stopped: paused"
+    assert not [message for message in messages(jobs, job) if "Step" in message]
+    monkeypatch.undo()
+    jobs.queue.change(job.id, "queued", "resumed")
+    assert (held := jobs.queue.claim("two"))
+    assert made.bring_to_its_end(held) == "succeeded"
+    told = messages(jobs, job)
+    assert sum(message.startswith("Step 1/1") for message in told) == 1
+    assert sum(message.startswith("lora: score") for message in told) == 1
+    assert len(told) == len(set(told)), "nothing is told twice"
+
+
 def test_a_job_that_is_cancelled_as_it_is_published_leaves_no_model(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
