@@ -21,10 +21,10 @@ from tuneworthy.engine.packing import Pack
 
 LEAST_ROOM = 128
 """Tokens of a row."""
-SPARE_TOKENS = 256
+SPARE_TOKENS = 192
 """Rather than to open a pool for it, a row is given so much room that it does not need."""
 MORE_LINES = 8
-"""A pool has room for so many rows at least; it grows by a half where that is too few."""
+"""A pool grows by so many rows at least, or by a quarter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Pool:
         """Make room for so many rows; what is there stays."""
         if lines <= self.keys.shape[1]:
             return
-        lines = max(lines, self.keys.shape[1] * 3 // 2, MORE_LINES)
+        lines = max(lines, self.keys.shape[1] * 5 // 4, self.keys.shape[1] + MORE_LINES)
         for name in ("keys", "values"):
             old = getattr(self, name)
             # Zeros: what is masked still takes part in a product, and must not be NaN.

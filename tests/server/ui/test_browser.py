@@ -71,8 +71,9 @@ def look(browser: Any, server: Server) -> Iterator[Look]:
 
     yield looking
     for window in opened:
-        window.check()
         window.close()
+    for window in opened:
+        window.check()
 
 
 def test_a_whole_run(look: Look, folder: Path) -> None:
@@ -152,10 +153,10 @@ def _promote(window: Looker, folder: Path, decided: str) -> None:
     page.wait_for_url("**/p/commands#serving")
     assert page.locator("#promoted").inner_text() == other
     assert promotion.answering(folder).arm == other  # type: ignore[union-attr]
-    page.get_by_label("Canary").select_option("zero-shot")
+    page.get_by_label("Canary").select_option(decided)
     page.get_by_label("Share in %").fill("20")
     page.get_by_role("button", name="Set canary").click()
-    page.get_by_text("zero-shot answers 20 % of the requests").wait_for()
+    page.get_by_text(f"{decided} answers 20 % of the requests").wait_for()
     window.picture("promoted")
     page.get_by_role("button", name=f"Roll back to {decided}").click()
     page.locator("#promoted", has_text=decided).wait_for()
