@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -85,22 +85,8 @@ def compute_alone() -> None:
 
 def apart(work: Callable[[], T]) -> T:
     """Compute something on all cores in a thread that ends, and its team with it."""
-    found: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        compute_here()
-        try:
-            found.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return found[0]
+    with ThreadPoolExecutor(1, initializer=compute_here) as thread:
+        return thread.submit(work).result()
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -135,4 +121,4 @@ def kept_memory() -> Iterator[None]:
     finally:
         libc.mallopt(_MMAP_THRESHOLD, 2**17)
         libc.mallopt(_TRIM_THRESHOLD, 2**17)
-        libc.malloc_trim(0)
+        give_back()

@@ -1,11 +1,11 @@
 """Keys and values of the rows that are being answered, and attention over them.
 
 Every running row has a *slot*, in a pool of slots of one size; what all of them begin with is kept
-once beside the slots. Rows are
-read in packs (`Reading`: no padding, as in training) and answered one token each at a time
-(`Stepping`), or several at a time where these are branches of one row, such as labels to be
-scored. Queries meet the shared beginning in one product for all rows and their own tokens in one
-product a row; one softmax runs over both, so that the result is that of repeating the beginning.
+once beside the slots. Rows are read in packs (`Reading`: no padding, as in training) and answered
+one token each at a time (`Stepping`), or several at a time where these are branches of one row,
+such as labels to be scored. Queries meet the shared beginning in one product for all rows and
+their own tokens in one product a row; one softmax runs over both, so that the result is that of
+repeating the beginning.
 """
 
 from __future__ import annotations
