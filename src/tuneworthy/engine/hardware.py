@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,13 @@ import torch
 
 T = TypeVar("T")
 CORES = torch.get_num_threads()
+PROGRAMS = 256
+"""Products of different shapes whose programs oneDNN keeps, about 0.4 MB each; 1,024 by itself.
+
+A step or pack needs some dozens, over and over; making one again takes half a millisecond. oneDNN
+reads this once, at its first product.
+"""
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PROGRAMS))
 
 
 @dataclass(frozen=True, slots=True)
