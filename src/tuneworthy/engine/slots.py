@@ -118,35 +118,45 @@ class Slots:
     def add(self, lengths: Sequence[int]) -> range:
         """New rows that will have so many tokens at first, and room for one more."""
         first = len(self.lengths)
-        for length in lengths:
-            self._place(len(self.lengths), length + 1)
-            self.lengths.append(length)
+        for pool in self._pools([length + 1 for length in lengths]):
+            self.places.append(self._enter(pool, len(self.places)))
+        self.lengths += lengths
         return range(first, len(self.lengths))
 
     def make_room(self, tokens: int) -> None:
         """For so many more tokens of every row."""
-        for row, (pool, line) in enumerate(self.places):
-            if self.lengths[row] + tokens > pool.tokens:
-                self._place(row, self.lengths[row] + tokens)
-                larger, new = self.places[row]
-                self._copy(pool, line, larger, new, self.lengths[row])
-                self._leave(pool, line)
+        outgrown = [
+            row
+            for row, (pool, _) in enumerate(self.places)
+            if self.lengths[row] + tokens > pool.tokens
+        ]
+        targets = self._pools([self.lengths[row] + tokens for row in outgrown])
+        for row, larger in zip(outgrown, targets):
+            pool, line = self.places[row]
+            self.places[row] = self._enter(larger, row)
+            self._copy(pool, line, *self.places[row], self.lengths[row])
+            self._leave(pool, line)
+        self._close()
 
-    def _place(self, row: int, tokens: int) -> None:
-        """Give a row a line with room for so many tokens."""
-        room, shape = self._room(tokens), self.shape
-        if room not in self.pools:
-            lines = (shape.layers, 0, shape.kv_heads, room, shape.width)
-            empty = torch.empty(lines, dtype=self.dtype, device=self.device)
-            self.pools[room] = Pool(room, empty, empty)
-        pool = self.pools[room]
-        pool.grow(len(pool.rows) + 1)
-        place = pool, len(pool.rows)
+    def _pools(self, tokens: Sequence[int]) -> list[Pool]:
+        """Where rows that need room for so many tokens are to go; there are lines for all of them."""
+        found = []
+        for count in tokens:
+            room, shape = self._room(count), self.shape
+            if room not in self.pools:
+                lines = (shape.layers, 0, shape.kv_heads, room, shape.width)
+                empty = torch.empty(lines, dtype=self.dtype, device=self.device)
+                self.pools[room] = Pool(room, empty, empty)
+            found.append(self.pools[room])
+        for pool in self.pools.values():  # once for all: what is there is copied each time
+            pool.grow(len(pool.rows) + found.count(pool))
+        return found
+
+    @staticmethod
+    def _enter(pool: Pool, row: int) -> tuple[Pool, int]:
+        """Put a row into the pool's next line."""
         pool.rows.append(row)
-        if row < len(self.places):
-            self.places[row] = place
-        else:
-            self.places.append(place)
+        return pool, len(pool.rows) - 1
 
     def _room(self, tokens: int) -> int:
         """Of the pool for a row: each pool costs a turn, so one with some room to spare will do."""
@@ -165,8 +175,10 @@ class Slots:
             self._copy(pool, len(pool.rows), pool, line, self.lengths[last])
             pool.rows[line] = last
             self.places[last] = pool, line
-        if not pool.rows:
-            del self.pools[pool.tokens]
+
+    def _close(self) -> None:
+        """Give up pools whose last row has left."""
+        self.pools = {room: pool for room, pool in self.pools.items() if pool.rows}
 
     def free(self, row: int) -> None:
         """Forget a row; the last one gets its number."""
@@ -175,6 +187,7 @@ class Slots:
         if row < len(self.places):
             self.places[row], self.lengths[row] = place, length
             place[0].rows[place[1]] = row
+        self._close()
 
     def kept(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a row, (layers, KV, tokens, D) each."""
