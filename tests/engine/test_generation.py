@@ -13,6 +13,7 @@ from tests.fakes import learning, tiny
 from tuneworthy.engine import generation, layers, runner, slots
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import Plain, Quick, opened
+from tuneworthy.engine.slots import Pool, Shape, Slots
 from tuneworthy.errors import ModelError
 from tuneworthy.types import Decoding
 
@@ -82,6 +83,39 @@ def test_rows_that_outgrow_their_pool_go_on_in_another(
         assert not quick.slots.pools, "room is given back"
     assert len(pools) > 1
     assert answers == said(Plain(model), asked, tokens=40)[0]
+
+
+def test_a_pool_grows_once_for_all_rows_that_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_in = Slots(Shape(1, 1, 4), torch.float32, torch.device("cpu"))
+    grown: list[int] = []
+    grow = Pool.grow
+
+    def watched(pool: Pool, lines: int) -> None:
+        before = pool.keys.shape[1]
+        grow(pool, lines)
+        grown.extend([pool.keys.shape[1]] * (pool.keys.shape[1] > before))
+
+    monkeypatch.setattr(Pool, "grow", watched)
+    rows_in.add([100] * 40)
+    rows_in.make_room(100)  # all of them move
+    assert grown == [40, 40]
+    assert list(rows_in.pools) == [256]
+    assert sorted(rows_in.pools[256].rows) == list(range(40))
+
+
+def test_rows_move_up_while_the_pool_that_they_go_to_is_left_by_others() -> None:
+    rows_in = Slots(Shape(1, 1, 1), torch.float32, torch.device("cpu"))
+    rows = rows_in.add([380, 120, 121])
+    for row in rows:
+        pool, line = rows_in.places[row]
+        pool.keys[:, line, :, : rows_in.lengths[row]] = row + 1.0
+    rows_in.make_room(75)  # the long one leaves the room that the others come into
+    for row in rows:
+        pool, line = rows_in.places[row]
+        assert pool is rows_in.pools[pool.tokens]
+        assert pool.rows[line] == row
+        assert pool.tokens >= rows_in.lengths[row] + 75
+        assert rows_in.kept(row)[0].unique().tolist() == [row + 1.0]
 
 
 def test_room_grows_by_a_half_at_most() -> None:
