@@ -48,6 +48,8 @@ PROMPT_LETTERS, ANSWER_LETTERS = 600, 240
 PROJECT_ROWS = 120
 WANTED_SHARE = 0.8
 """Of the batch's rate, promised."""
+GROWN_MB = 64
+"""From a quarter of the time to its end; a pool of rows, which comes and goes, is as much."""
 LONG_ANSWER = 400
 """Tokens asked for by those who leave before the end."""
 SWITCHES = 6
@@ -272,6 +274,8 @@ class Bench:
         ]
         self.tables.append(_common.show(f"{name}: the arm {ARMS[name]}", header, table))
         grown = memory["at the end"] - memory["after a quarter"]
+        if grown > GROWN_MB:
+            self.broken.append(f"{name}: {grown:+.0f} MB of memory")
         self._say(
             f"The server reaches {share:.0%} of the engine's own batch rate. Its memory was "
             f"{memory['after a quarter']:.0f} MB after a quarter of the time and {grown:+.0f} MB at the "

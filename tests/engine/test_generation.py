@@ -118,6 +118,14 @@ def test_rows_move_up_while_the_pool_that_they_go_to_is_left_by_others() -> None
         assert rows_in.kept(row)[0].unique().tolist() == [row + 1.0]
 
 
+def test_a_beginning_that_is_kept_does_not_keep_its_pool() -> None:
+    rows_in = Slots(Shape(2, 3, 4), torch.float32, torch.device("cpu"))
+    rows_in.add([24])
+    for kept in rows_in.kept(0):
+        assert kept.shape == (2, 3, 24, 4)
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.itemsize
+
+
 def test_room_grows_by_a_half_at_most() -> None:
     rooms = [slots.next_room(tokens) for tokens in range(1, 3000)]
     assert sorted(set(rooms)) == [128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072]

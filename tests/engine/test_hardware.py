@@ -1,7 +1,9 @@
-"""Which thread computes on how many cores."""
+"""Which thread computes on how many cores, and what products leave in memory."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -33,3 +35,37 @@ def test_a_thread_that_computes_alone_takes_nothing_from_those_to_come() -> None
         thread.start()
         thread.join()
     assert found == [1, hardware.CORES]
+
+
+OF_MANY_SHAPES = """
+import ctypes
+from tuneworthy.engine import hardware
+import torch
+
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+about = ctypes.CDLL(None).mallinfo2
+about.restype = Heap
+
+def after(widths):
+    for width in widths:
+        torch.ones(90, 3, 64).bfloat16() @ torch.ones(90, 64, width).bfloat16()
+    return about().uordblks + about().hblkhd
+
+kept = max(hardware.PROGRAMS, hardware.DESCRIPTIONS)
+full = after(range(100, 100 + kept))
+print((after(range(100 + kept, 300 + kept)) - full) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the heap of glibc")
+def test_products_of_ever_new_shapes_do_not_fill_the_memory() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("no oneDNN in this build, whose programs this is about")
+    done = subprocess.run(
+        [sys.executable, "-c", OF_MANY_SHAPES], capture_output=True, text=True, check=True
+    )
+    # 200 shapes more; each would be half a megabyte.
+    assert float(done.stdout) < 20

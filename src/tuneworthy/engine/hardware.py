@@ -18,13 +18,15 @@ import torch
 
 T = TypeVar("T")
 CORES = torch.get_num_threads()
-PROGRAMS = 256
-"""Products of different shapes whose programs oneDNN keeps, about 0.4 MB each; 1,024 by itself.
+PROGRAMS, DESCRIPTIONS = 256, 128
+"""Products of different shapes that oneDNN keeps programs of, and PyTorch descriptions of.
 
-A step or pack needs some dozens, over and over; making one again takes half a millisecond. oneDNN
-reads this once, at its first product.
+By themselves 1,024, programs of about 0.1 MB and, apart for each kind of product, descriptions of
+0.25 MB: answering rows of many lengths takes all of that. A step or pack needs some dozens, over
+and over; making one again takes half a millisecond. Both are read once, at the first product.
 """
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PROGRAMS))
+os.environ.setdefault("LRU_CACHE_CAPACITY", str(DESCRIPTIONS))
 
 
 @dataclass(frozen=True, slots=True)

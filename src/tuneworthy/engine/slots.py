@@ -190,9 +190,9 @@ class Slots:
         self._close()
 
     def kept(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a row, (layers, KV, tokens, D) each."""
+        """Keys and values of a row, (layers, KV, tokens, D) each, apart from their pool's memory."""
         (pool, line), tokens = self.places[row], self.lengths[row]
-        return pool.keys[:, line, :, :tokens], pool.values[:, line, :, :tokens]
+        return pool.keys[:, line, :, :tokens].clone(), pool.values[:, line, :, :tokens].clone()
 
     def fill(self, rows: range, beginning: Beginning) -> None:
         """Put a beginning in front of rows."""
