@@ -281,6 +281,20 @@ def runs(project_folder: Path) -> list[RunFolder]:
     return [RunFolder(p) for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))]
 
 
+def find_runs(path: Path, name: str | None = None) -> list[RunFolder]:
+    """The named run, the run whose folder this is, or every run of a project, oldest first.
+
+    Raises StorageError if no run has that name.
+    """
+    if name is None:
+        return [RunFolder(path.resolve())] if (path / "config.json").exists() else runs(path)
+    places = [Path(name), path / name, path / "runs" / name]
+    found = [RunFolder(p.resolve()) for p in places if (p / "config.json").exists()]
+    if not found:
+        raise StorageError("no such run", where=name, hint=f"ls {path / 'runs'}")
+    return found[:1]
+
+
 def new_run(
     project_folder: Path, task: str, digest: str, fill: Callable[[RunFolder], None]
 ) -> RunFolder:

@@ -99,13 +99,7 @@ def find_arm(path: Path, arm: str, run: str | None = None) -> tuple[RunFolder, P
         )
     if path.is_file():
         path = path.parent
-    if run is not None:
-        places = [Path(run), path / run, path / "runs" / run]
-        found = [RunFolder(p.resolve()) for p in places if (p / "config.json").exists()][:1]
-    elif (path / "config.json").exists():
-        found = [RunFolder(path.resolve())]
-    else:
-        found = store.runs(path)
+    found = store.find_runs(path, run)
     fitted = [folder for folder in found if folder.fit(arm).exists()]
     if not fitted:
         raise StorageError(

@@ -64,20 +64,17 @@ def retune(
 def earlier_run(path: Path, base: str, run: str | None) -> RunFolder:
     """The run to repeat: the named one, or the newest finished one on another base."""
     path = path.parent if path.is_file() else path
-    if run is not None:
-        named = [Path(run), path / run, path / "runs" / run]
-        found = next((p for p in named if (p / "config.json").exists()), None)
-        if found is None:
-            raise StorageError("no such run", where=run, hint=f"ls {path / 'runs'}")
-        old = RunFolder(found.resolve())
+    found = store.find_runs(path, run)
+    if run is not None or (path / "config.json").exists():
+        [old] = found
         if not old.decision.exists():
             raise StorageError(
-                "this run is not finished", where=run, hint=f"tuneworthy decide {path}"
+                "this run is not finished",
+                where=old.path.name,
+                hint=f"tuneworthy decide {old.path.parent.parent}",
             )
         return old
-    if (path / "config.json").exists():
-        return earlier_run(path.parent.parent, base, str(path))
-    finished = [r for r in store.runs(path) if r.decision.exists()]
+    finished = [r for r in found if r.decision.exists()]
     others = [r for r in finished if store.read_json(r.config)["base"]["name"] != base]
     if not others:
         what = f"every finished run here is on {base}" if finished else "no finished run here"
