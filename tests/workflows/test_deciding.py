@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tuneworthy as tw
 from tests.fakes import projects
+from tests.fakes.endpoint import nearest_neighbour, serving
 from tuneworthy import store
 from tuneworthy.arms import ARMS
+from tuneworthy.arms.linear import FittedLinear
+from tuneworthy.arms.recipe import FittedRecipe
 from tuneworthy.engine import fake
 from tuneworthy.errors import (
     DataError,
@@ -26,6 +33,7 @@ from tuneworthy.errors import (
     TrainingDiverged,
 )
 from tuneworthy.store import RunFolder
+from tuneworthy.types import Failure, Likelihood, Message
 from tuneworthy.workflows import deciding, measure, session
 
 
@@ -275,8 +283,61 @@ def test_labels_bring_the_linear_arm(project_folder: Path) -> None:
     assert set(labels) == set(projects.DEEDS) and sum(labels.values()) == 60
     report = (decision.folder / "report.html").read_text("utf-8")
     assert "Labels: linear" in report and "Precision" in report
+    assert "likelihood" not in measured["figures"] and "Likelihood" not in report
     restored = tw.evaluate(project_folder, "linear")
     assert restored.score is not None and restored.score > 0.9
+
+
+def test_a_classifier_tells_how_likely_labels_are() -> None:
+    class Plain:
+        def embed(self, texts: Sequence[str]) -> np.ndarray:
+            return np.array([[float(len(text))] for text in texts], dtype=np.float32)
+
+    fitted = FittedLinear(np.array([[1.0], [0.0]]), np.zeros(2), ["long", "short"], Plain())  # type: ignore[arg-type]
+    asked = [(Message("user", "ab"),)] * 3
+    long, short, unknown = fitted.likelihoods(asked, ["long", " short\n", "other"])
+    assert isinstance(long, Likelihood) and isinstance(short, Likelihood)
+    assert math.exp(long.log_probability) == pytest.approx(math.exp(2) / (1 + math.exp(2)))
+    assert math.exp(long.log_probability) + math.exp(short.log_probability) == pytest.approx(1)
+    assert unknown == Failure("no training row says 'other'")
+
+
+def test_likelihoods_tell_arms_apart_that_score_alike(project: Path) -> None:
+    decision = tw.decide(tw.load(project, likelihood=True, arms=["zero-shot", "few-shot", "lora"]))
+    found = {}
+    for arm in ("zero-shot", "few-shot", "lora"):
+        measured = store.read_json(decision.folder / "arms" / arm / "measured.json")
+        found[arm] = measured["figures"]["likelihood"]
+        low, high = found[arm]["interval"]
+        assert 0 <= low < found[arm]["mean"] < high <= 1 and found[arm]["n"] == 60
+    assert found["zero-shot"]["mean"] < min(found["few-shot"]["mean"], found["lora"]["mean"])
+    assert "Likelihood of the completion" in (decision.folder / "report.html").read_text("utf-8")
+    openings = store.read_json(decision.folder / "seal.json")["openings"]
+    assert len(openings) == 3, "read in the same opening that answered"
+
+
+def test_likelihoods_take_no_time_of_answering(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    likelihoods = FittedRecipe.likelihoods
+
+    def slowly(self: FittedRecipe, *rows: Any) -> Any:
+        time.sleep(2)
+        return likelihoods(self, *rows)
+
+    monkeypatch.setattr(FittedRecipe, "likelihoods", slowly)
+    decision = tw.decide(tw.load(project, likelihood=True, arms=["zero-shot"]))
+    measured = store.read_json(decision.folder / "arms" / "zero-shot" / "measured.json")
+    assert measured["seconds"] < 2 and measured["figures"]["likelihood"]["n"] == 60
+
+
+def test_likelihoods_of_an_endpoint_are_refused_at_once(project: Path) -> None:
+    with serving(nearest_neighbour) as endpoint:
+        asked = tw.load(project, likelihood=True, base=f"openai:m@{endpoint.url}")
+        with pytest.raises(tw.TuneworthyError, match="does not tell how likely") as refused:
+            tw.decide(asked)
+    assert refused.value.where == "likelihood" and refused.value.hint == "likelihood: no"
+    assert not store.runs(project)
 
 
 def test_a_used_up_budget_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from tuneworthy.types import (
     Example,
     Failure,
     Grammar,
+    Likelihood,
     Metric,
     OnAnswer,
     Prompt,
@@ -27,11 +28,15 @@ from tuneworthy.types import (
 
 
 class Fitted(Protocol):
-    """An arm that can answer. Evaluation and serving call `answer` and nothing else."""
+    """An arm that can answer. Evaluation and serving call this and nothing else."""
 
     def answer(
         self, inputs: Sequence[Prompt], on_answer: OnAnswer | None = None
     ) -> list[Answer | Failure]: ...
+
+    def likelihoods(
+        self, inputs: Sequence[Prompt], completions: Sequence[str]
+    ) -> Iterator[Likelihood | Failure]: ...
 
 
 @dataclass(frozen=True)

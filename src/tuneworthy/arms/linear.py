@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tuneworthy import store
 from tuneworthy.arms.base import Fit, Fitted, Task
-from tuneworthy.types import Answer, Embedder, Failure, OnAnswer, Prompt
+from tuneworthy.types import Answer, Embedder, Failure, Likelihood, OnAnswer, Prompt
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Inverse regularisation, as scikit-learn's C."""
@@ -33,8 +33,7 @@ class FittedLinear:
         self, inputs: Sequence[Prompt], on_answer: OnAnswer | None = None
     ) -> list[Answer | Failure]:
         start = time.perf_counter()
-        vectors = self.embedder.embed(["\n".join(m.content for m in p) for p in inputs])
-        best = (vectors @ self.weights.T + self.bias).argmax(axis=1)
+        best = self._logits(inputs).argmax(axis=1)
         seconds = (time.perf_counter() - start) / max(1, len(inputs))
         answers: list[Answer | Failure] = []
         for position, index in enumerate(best):
@@ -42,6 +41,24 @@ class FittedLinear:
             if on_answer:
                 on_answer(position, answers[-1])
         return answers
+
+    def likelihoods(
+        self, inputs: Sequence[Prompt], completions: Sequence[str]
+    ) -> Iterator[Likelihood | Failure]:
+        """Of the completion's label among all labels, as one token; a label it never saw fails."""
+        logits = self._logits(inputs)
+        for row, completion in zip(logits - logits.max(1, keepdims=True), completions):
+            if (label := completion.strip()) in self.labels:
+                log_p = row[self.labels.index(label)] - np.log(np.exp(row).sum())
+                yield Likelihood(float(log_p), 1)
+            else:
+                yield Failure(f"no training row says '{label}'")
+
+    def _logits(self, inputs: Sequence[Prompt]) -> np.ndarray:
+        """(rows, labels)"""
+        vectors = self.embedder.embed(["\n".join(m.content for m in p) for p in inputs])
+        logits: np.ndarray = vectors @ self.weights.T + self.bias
+        return logits
 
 
 class Linear:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from tuneworthy.types import (
     Example,
     Failure,
     Grammar,
+    Likelihood,
     Message,
     OnAnswer,
     Passage,
@@ -29,7 +30,7 @@ from tuneworthy.types import (
 )
 
 SCORED_ROWS = 64
-"""Rows whose labels are scored in one call: somebody watches the progress."""
+"""Rows whose labels or completions are scored in one call: somebody watches the progress."""
 
 
 class Search(Protocol):
@@ -158,6 +159,22 @@ class FittedRecipe:
                 if on_answer:
                     on_answer(len(answers) - 1, answers[-1])
         return answers
+
+    def likelihoods(
+        self, inputs: Sequence[Prompt], completions: Sequence[str]
+    ) -> Iterator[Likelihood | Failure]:
+        """How likely each input's completion is, in order, whatever a grammar would rule out.
+
+        Raises ModelError where the base does not tell (an endpoint).
+        """
+        for start in range(0, len(inputs), SCORED_ROWS):
+            some = slice(start, start + SCORED_ROWS)
+            for found in self.kitchen.engine.score(
+                self.prompts(inputs[some]),
+                [[completion] for completion in completions[some]],
+                weights=self.recipe.weights,
+            ):
+                yield found[0] if isinstance(found, tuple) else found
 
     @property
     def decoding(self) -> Decoding:

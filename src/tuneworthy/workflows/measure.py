@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -87,11 +88,12 @@ def measure(session: Session, arm: str, fitted: Fitted, *, reason: str = "final"
                 again = fitted.answer([example.prompt for example in failed])
                 for example, answer in zip(failed, again):
                     writer.take(example, answer, last=True)
+            likelihood = writer.likelihood(fitted) if session.project.likelihood else {}
     except BaseException:
         # Ctrl-C, a full disk, an endpoint that went away: what was answered is kept.
         writer.rescue()
         raise
-    writer.finish(memory.bytes)
+    writer.finish(memory.bytes, likelihood)
 
 
 class _Writer:
@@ -176,7 +178,40 @@ class _Writer:
         pairs = [(said[e.id], e.completion) for e in self.test if e.id in said]
         return metrics.summary(self.session.metric, pairs)
 
-    def flush(self, *, complete: bool = False, memory_peak_bytes: int = 0) -> None:
+    def likelihood(self, fitted: Fitted) -> dict[str, Any]:
+        """How likely the arm finds the sealed completions: a row's is the geometric mean of its
+        tokens' probabilities, its end among them, so that it lies in [0, 1] as a score does.
+        """
+        began, values = time.monotonic(), dict[str, float]()
+        prompts, completions = zip(*((e.prompt, e.completion) for e in self.test))
+        each = zip(self.test, fitted.likelihoods(prompts, completions), strict=True)
+        for done, (example, found) in enumerate(each, 1):
+            if not isinstance(found, Failure):
+                values[example.id] = math.exp(found.log_probability / max(1, found.tokens))
+            where = {"arm": self.arm, "phase": "reading the completions"}
+            self.session.journal("tick", {**where, "done": done, "total": self.total})
+        # Not a part of answering: what a request takes is computed from the seconds.
+        self.start += time.monotonic() - began
+        bounds = interval(
+            list(values.values()),
+            [self.clusters[id_] for id_ in values],
+            seed=self.session.project.seed,
+        )
+        return {
+            "likelihood": {
+                "mean": statistics.fmean(values.values()) if values else None,
+                "interval": [bounds.low, bounds.high] if bounds else None,
+                "n": len(values),
+            }
+        }
+
+    def flush(
+        self,
+        *,
+        complete: bool = False,
+        memory_peak_bytes: int = 0,
+        figures: Mapping[str, Any] | None = None,
+    ) -> None:
         """Put what waits on disk, with the time spent so far."""
         store.append_jsonl(self.session.folder.predictions(self.arm), self.waiting)
         self.waiting = []
@@ -186,7 +221,7 @@ class _Writer:
             "seconds": self.state["seconds"] + self.flushed - self.start,
             "memory_peak_bytes": max(self.state["memory_peak_bytes"], memory_peak_bytes),
             "complete": complete,
-            "figures": self._figures() if complete else None,
+            "figures": {**self._figures(), **(figures or {})} if complete else None,
         }
         store.write_json(self.session.folder.measured(self.arm), record)
 
@@ -197,8 +232,8 @@ class _Writer:
         self.waiting = [record for record in self.waiting if record["id"] not in written]
         self.flush()
 
-    def finish(self, memory_peak_bytes: int) -> None:
-        self.flush(complete=True, memory_peak_bytes=memory_peak_bytes)
+    def finish(self, memory_peak_bytes: int, figures: Mapping[str, Any]) -> None:
+        self.flush(complete=True, memory_peak_bytes=memory_peak_bytes, figures=figures)
         # In the order of the sealed set, as the decision takes them: the same interval.
         ids = [id_ for id_ in self.clusters if id_ in self.scored]
         scores = [self.scored[id_] for id_ in ids]

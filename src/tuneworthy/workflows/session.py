@@ -27,7 +27,7 @@ from tuneworthy.data.formats import read_rows
 from tuneworthy.data.seal import Seal, earlier_openings
 from tuneworthy.data.split import Splits
 from tuneworthy.engine import open_embedder, open_engine
-from tuneworthy.errors import ChatTemplateError, ProjectError
+from tuneworthy.errors import ChatTemplateError, ModelError, ProjectError
 from tuneworthy.evaluation import metrics
 from tuneworthy.retrieval.chunk import chunk
 from tuneworthy.retrieval.index import Index
@@ -278,6 +278,7 @@ def _load(project: Project, journal: Journal, parent: RunFolder | None) -> _Load
     rows = prepared.rows
     seen = (*rows.train, *rows.dev)
     _check_grammar(project, engine, seen)
+    _check_likelihood(project, engine)
     metric = metrics.resolve(project.metric, [e.completion for e in seen], project.folder)
     decoding = Decoding(max_tokens=longest_answer(engine, seen))
     settings = _settings(project, engine.base, metric, decoding)
@@ -331,6 +332,16 @@ def _check_grammar(project: Project, engine: Engine, seen: Sequence[Example]) ->
             where="grammar.arms",
             hint=f"kinds it knows: {', '.join(engine.grammars)}",
         )
+
+
+def _check_likelihood(project: Project, engine: Engine) -> None:
+    """Raises ProjectError if likelihoods are asked for of a base that does not tell them."""
+    if not project.likelihood:
+        return
+    try:
+        engine.score((), ())
+    except ModelError as error:
+        raise ProjectError(error.what, where="likelihood", hint="likelihood: no") from None
 
 
 def _new(project: Project, loaded: _Loaded) -> RunFolder:
