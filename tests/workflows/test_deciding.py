@@ -303,17 +303,25 @@ def test_a_classifier_tells_how_likely_labels_are() -> None:
 
 
 def test_likelihoods_tell_arms_apart_that_score_alike(project: Path) -> None:
-    decision = tw.decide(tw.load(project, likelihood=True, arms=["zero-shot", "few-shot", "lora"]))
+    arms = ["zero-shot", "few-shot", "lora"]
+    first = tw.decide(tw.load(project, arms=arms))
+    answers = {
+        arm: first.folder.joinpath("arms", arm, "predictions.jsonl").read_bytes() for arm in arms
+    }
+    decision = tw.decide(tw.load(project, likelihood=True, arms=arms))
+    assert decision.folder == first.folder and decision.verdict == first.verdict
     found = {}
-    for arm in ("zero-shot", "few-shot", "lora"):
-        measured = store.read_json(decision.folder / "arms" / arm / "measured.json")
+    for arm in arms:
+        folder = decision.folder / "arms" / arm
+        assert (folder / "predictions.jsonl").read_bytes() == answers[arm], "nothing asked again"
+        measured = store.read_json(folder / "measured.json")
         found[arm] = measured["figures"]["likelihood"]
         low, high = found[arm]["interval"]
         assert 0 <= low < found[arm]["mean"] < high <= 1 and found[arm]["n"] == 60
     assert found["zero-shot"]["mean"] < min(found["few-shot"]["mean"], found["lora"]["mean"])
     assert "Likelihood of the completion" in (decision.folder / "report.html").read_text("utf-8")
     openings = store.read_json(decision.folder / "seal.json")["openings"]
-    assert len(openings) == 3, "read in the same opening that answered"
+    assert [opening["reason"] for opening in openings].count("likelihood") == 3
 
 
 def test_likelihoods_take_no_time_of_answering(

@@ -190,6 +190,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "pair": first_pair(records),
         "rows_at": "",
         "figured": [(arm.name, arm.figures) for arm in records.arms if arm.figures],
+        "likely": any("likelihood" in (arm.figures or {}) for arm in records.arms),
     }
     if decision is not None:
         context |= _verdict(decision)

@@ -92,7 +92,7 @@ def _visit(session: Session, arm: Arm) -> str | None:
     """Fit and measure an arm unless that is done; why it was not measured, None if it was."""
     _train_longer(session, arm.name)
     reason = arm.why_not(session.task(arm.name))
-    if reason is not None or is_measured(session.folder, arm.name):
+    if reason is not None or is_done(session, arm.name):
         return reason
     reason = _too_late(session, arm)
     if reason is not None:
@@ -144,6 +144,14 @@ def _train_longer(session: Session, arm: str) -> None:
 def is_measured(folder: RunFolder, arm: str) -> bool:
     path = folder.measured(arm)
     return path.exists() and bool(store.read_json(path)["complete"])
+
+
+def is_done(session: Session, arm: str) -> bool:
+    """Whether it is measured, and its likelihoods too where the project asks for them."""
+    if not is_measured(session.folder, arm):
+        return False
+    figures = store.read_json(session.folder.measured(arm))["figures"]
+    return not session.project.likelihood or "likelihood" in figures
 
 
 def fit_arm(session: Session, arm: Arm) -> Fitted:

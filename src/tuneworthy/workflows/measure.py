@@ -74,10 +74,12 @@ def measure(session: Session, arm: str, fitted: Fitted, *, reason: str = "final"
     path = session.folder.predictions(arm)
     before = store.read_jsonl(path)
     known = {record["id"] for record in before}
-    state = {"seconds": 0.0, "memory_peak_bytes": 0}
+    state = {"seconds": 0.0, "memory_peak_bytes": 0, "complete": False}
     if session.folder.measured(arm).exists():
         state = store.read_json(session.folder.measured(arm))
-    test = session.seal.open(arm, "continued" if known else reason, session.rows.test)
+    if known:  # of a whole measurement only the likelihoods can be wanted
+        reason = "likelihood" if state["complete"] else "continued"
+    test = session.seal.open(arm, reason, session.rows.test)
     rows = [example for example in test if example.id not in known]
     writer = _Writer(session, arm, test, before, state)
     try:

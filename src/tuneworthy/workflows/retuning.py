@@ -117,7 +117,7 @@ def _recorded(old: RunFolder, names: list[str], given: Any) -> Any:
 def _visit(session: Session, arm: Arm) -> str | None:
     """Fit and measure an arm unless that is done; why it was not measured, None if it was."""
     reason = arm.why_not(session.task(arm.name))
-    if reason is not None or deciding.is_measured(session.folder, arm.name):
+    if reason is not None or deciding.is_done(session, arm.name):
         return reason
     if arm.trained:
         diagnosis(session)

@@ -53,6 +53,7 @@ JUDGING_SETTINGS = (
     "budget",
     "endpoint.",
     "exhaustive",
+    "likelihood",
     "margin",
     "parallel",
     "prices.",

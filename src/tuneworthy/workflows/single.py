@@ -19,7 +19,7 @@ from tuneworthy.evaluation import metrics
 from tuneworthy.evaluation.statistics import interval
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Decoding
-from tuneworthy.workflows.deciding import fit_arm, is_measured, rebuild
+from tuneworthy.workflows.deciding import fit_arm, is_done, rebuild
 from tuneworthy.workflows.measure import measure
 from tuneworthy.workflows.provenance import write_manifest
 from tuneworthy.workflows.session import Listener, Session, longest_answer, open_session
@@ -120,7 +120,7 @@ def measure_one(
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Measure one arm on the sealed rows, fitting it first if that is not done yet."""
     with _opened(project, name, listener) as (session, arm):
-        if not is_measured(session.folder, name):
+        if not is_done(session, name):
             measure(session, name, fit_arm(session, arm), reason="eval of one arm")
         _settle(session)
     clusters = {example.id: example.cluster for example in session.rows.test}
