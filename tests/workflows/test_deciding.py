@@ -356,6 +356,19 @@ def test_a_used_up_budget_is_named(project: Path, monkeypatch: pytest.MonkeyPatc
     assert decision.record["spent"]["exhaustive_seconds_estimate"] is None
 
 
+def test_time_is_kept_for_measuring_prompts_like_the_trained_arms_own(project: Path) -> None:
+    first = tw.decide(tw.load(project, arms=["zero-shot", "few-shot"]))
+    slow = first.folder / "arms" / "few-shot" / "measured.json"
+    store.write_json(slow, {**store.read_json(slow), "seconds": 50.0})
+    arms = ["zero-shot", "few-shot", "lora"]
+    decision = tw.decide(tw.load(project, arms=arms, budget="100s"))
+    assert decision.folder == first.folder
+    assert not decision.record["not_measured"], "its prompts are bare, and were quick"
+    carried = tw.decide(tw.load(project, arms=[*arms, "few-shot+lora"], budget="100s"))
+    [late] = carried.record["not_measured"]
+    assert late["arm"] == "few-shot+lora" and "the budget of 100 s" in late["reason"]
+
+
 def test_failures_of_the_machinery_are_no_scores(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,44 @@ def test_steps_are_nested_parts_and_never_test_rows(
     assert not list((decision.folder / "arms" / "lora").glob("step-*"))
 
 
+@pytest.mark.parametrize(("seconds", "parts"), [(1.0, False), (0.01, True)])
+def test_parts_are_left_out_where_there_is_time_for_the_whole_alone(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, parts: bool
+) -> None:
+    monkeypatch.setattr(learning, "_seconds_per_row", lambda *_: seconds)
+    project = projects.write(project_folder, projects.rows(300), arms=ARMS, budget="60s")
+    decision = tw.decide(project)
+    run = RunFolder(decision.folder)
+    assert learning.curve_file(run, "lora").exists() == parts
+    assert store.read_json(run.fit("lora"))["training"]["stopped"] != "deadline"
+    assert run.predictions("lora").exists()
+    said = [event["text"] for event in store.read_jsonl(run.events) if event["kind"] == "note"]
+    assert ("lora: no time for parts of the rows beside all of them" in said) != parts
+
+
+def test_what_a_row_takes_is_read_off_the_sweep_and_then_off_the_last_step(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[dict[int, Any], float]] = []
+    real = learning._seconds_per_row
+
+    def spy(session: Any, arm: Any, known: Any, deadline: Any) -> float:
+        asked.append((dict(known), real(session, arm, known, deadline)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(learning, "_seconds_per_row", spy)
+    monkeypatch.setattr(learning, "EVEN", 2.0)
+    decision = tw.decide(projects.write(project_folder, projects.rows(300), arms=ARMS))
+    run = RunFolder(decision.folder)
+    sweep = store.read_json(run.arm("lora") / "sweep.json")["candidates"]
+    epochs = store.read_json(run.fit("lora"))["training"]["settings"]["epochs"]
+    middle = sorted(candidate["seconds"] for candidate in sweep)[1]
+    assert asked[0] == ({}, pytest.approx(epochs * middle / 64))
+    curve = store.read_jsonl(learning.curve_file(run, "lora"))
+    for (_, found), step in zip(asked[1:], curve):
+        assert found == pytest.approx(step["seconds"] / step["rows"])
+
+
 def test_steps_that_are_done_are_not_done_again(
     project_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

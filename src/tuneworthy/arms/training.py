@@ -19,7 +19,8 @@ LORA_RATES = (3e-4, 1e-3, 3e-3)
 FULL_RATES = (3e-5, 1e-4, 3e-4)
 """LoRA learns best at about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA
 Without Regret"); small models take higher rates than large ones."""
-SWEEP_ROWS = 64
+SWEEP_ROWS, SWEEP_DEV_ROWS = 64, 48
+"""More dev rows would take longer than the training that they judge."""
 SWEEP_BATCH_ROWS = 4
 """Small batches give the sweep enough steps to tell rates apart."""
 
@@ -152,7 +153,7 @@ class Trained:
     def _sweep(self, task: Task, first: TrainingSettings) -> tuple[float, list[dict[str, Any]]]:
         """The learning rate with the lowest dev loss after a short run on a few rows."""
         rates = LORA_RATES if self.kind == "adapter" else FULL_RATES
-        rows = shuffled(task.train)[:SWEEP_ROWS]
+        rows, dev = shuffled(task.train)[:SWEEP_ROWS], shuffled(task.dev)[:SWEEP_DEV_ROWS]
         candidates = []
         for rate in rates:
             settings = replace(
@@ -165,7 +166,7 @@ class Trained:
             what, began = f"learning rate {rate:.0e}", time.monotonic()
             dev_loss, late = None, False
             try:
-                result = self._train(task, rows, settings, "sweep", what)
+                result = self._train(task, rows, settings, "sweep", what, dev)
                 dev_loss, late = result.dev_loss, result.stopped == "deadline"
             except TrainingDiverged:  # a finding about this rate, not the end of the run
                 pass
@@ -176,7 +177,7 @@ class Trained:
                     "what": f"{what}, {len(rows)} rows",
                     "dev_score": None,
                     "dev_loss": dev_loss,
-                    "n": len(task.dev),
+                    "n": len(dev),
                     "seconds": time.monotonic() - began,
                 }
             )
@@ -194,6 +195,7 @@ class Trained:
         settings: TrainingSettings,
         folder: str,
         phase: str,
+        dev: Sequence[Example] | None = None,
     ) -> TrainingResult:
         def report(kind: str, fields: dict[str, Any]) -> None:
             if "step" in fields:
@@ -204,7 +206,7 @@ class Trained:
         context = FittedRecipe(self._context(task), task.kitchen)
         return task.kitchen.engine.train(
             _pairs(context, rows),
-            _pairs(context, task.dev),
+            _pairs(context, task.dev if dev is None else dev),
             settings,
             task.folder / folder,
             report=report,

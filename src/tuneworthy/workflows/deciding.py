@@ -37,7 +37,7 @@ from tuneworthy.workflows.session import Listener, Session, open_session
 
 OVER_BUDGET = "the budget"
 RESERVE = 1.3
-"""Before training, so many times the seconds of the slowest measurement so far are set aside."""
+"""Before training, so many times the seconds that measuring the arm may take are set aside."""
 
 
 def decide(project: Project, *, listener: Listener | None = None, fresh: bool = False) -> RunFolder:
@@ -73,17 +73,17 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
 
 def look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> list[str]:
     """Other seeds where it is close, and what was forgotten; arms that there was no time for."""
-    deadline, late = _training_deadline(session), []
+    late = []
     decision = decision_from(session.folder, session.project, session.rows, not_measured)
     for arm in decision["arms"]:
         wanted = session.project.exhaustive or narrow(arm, session.project.margin)
         if arm["trained"] and wanted:
-            reason = repeat(session, arm["arm"], deadline)
+            reason = repeat(session, arm["arm"], _training_deadline(session, ARMS[arm["arm"]]))
             if reason is not None:
                 session.say(reason)
                 late.append(arm["arm"])
     for arm in decision["arms"]:
-        if arm["trained"] and (deadline is None or time.monotonic() < deadline):
+        if arm["trained"] and _too_late(session, ARMS[arm["arm"]]) is None:
             probe(session, arm["arm"])
     return late
 
@@ -118,7 +118,7 @@ def _stopped(session: Session, arm: Trained) -> str | None:
     """Why its learning curve says that the arm need not be trained on all rows."""
     if session.project.exhaustive:
         return None
-    return learning.try_on_parts(session, arm, _training_deadline(session))
+    return learning.try_on_parts(session, arm, _training_deadline(session, arm))
 
 
 def cut_short(record: dict[str, Any]) -> str | None:
@@ -157,7 +157,8 @@ def is_done(session: Session, arm: str) -> bool:
 def fit_arm(session: Session, arm: Arm) -> Fitted:
     """Fit an arm on train and dev, or take it as an interrupted run has left it."""
     record = session.fit_record(arm.name)
-    task = session.task(arm.name, _training_deadline(session) if arm.trained else session.deadline)
+    deadline = _training_deadline(session, arm) if arm.trained else session.deadline
+    task = session.task(arm.name, deadline)
     if record is not None:
         return arm.restore(task, record)
     session.journal("fitting", {"arm": arm.name})
@@ -176,20 +177,25 @@ def fit_arm(session: Session, arm: Arm) -> Fitted:
     return fit.fitted
 
 
-def _measuring_seconds(session: Session) -> float:
-    """The longest that measuring an arm has taken so far in this run."""
+def _measuring_seconds(session: Session, arm: Arm) -> float:
+    """What measuring an arm may take: as long as the arm with the same prompts, if that is
+    measured, else the longest so far in this run.
+    """
     paths = [session.folder.measured(name) for name in session.folder.arms]
+    if isinstance(arm, Trained):
+        like = session.folder.measured(arm.carries or "zero-shot")
+        paths = [like] if like.exists() else paths
     return max((store.read_json(p)["seconds"] for p in paths if p.exists()), default=0.0)
 
 
-def _training_deadline(session: Session) -> float | None:
+def _training_deadline(session: Session, arm: Arm) -> float | None:
     if session.deadline is None:
         return None
-    return session.deadline - RESERVE * _measuring_seconds(session)
+    return session.deadline - RESERVE * _measuring_seconds(session, arm)
 
 
 def _too_late(session: Session, arm: Arm) -> str | None:
-    deadline = _training_deadline(session)
+    deadline = _training_deadline(session, arm)
     if deadline is None or time.monotonic() < deadline:
         return None
     assert session.project.budget is not None

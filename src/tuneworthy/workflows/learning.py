@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Fitted
 from tuneworthy.arms.base import dev_scores, ticker
-from tuneworthy.arms.training import Trained
+from tuneworthy.arms.training import SWEEP_ROWS, Trained
 from tuneworthy.decision.forecast import Forecast, Point, forecast
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows.session import Session
@@ -96,6 +96,10 @@ def try_on_parts(session: Session, arm: Trained, deadline: float | None) -> str 
         if deadline is not None and time.monotonic() > deadline:
             return None  # the caller says that there was no time
         if rows not in known:
+            seconds = _seconds_per_row(session, arm, known, deadline)
+            if deadline is not None and time.monotonic() + seconds * (rows + total) > deadline:
+                session.say(f"{arm.name}: no time for parts of the rows beside all of them")
+                return None
             record = {"share": share, **arm.step(session.task(arm.name, deadline), rows)}
             if record["stopped"] == "deadline":
                 return None
@@ -109,6 +113,22 @@ def try_on_parts(session: Session, arm: Trained, deadline: float | None) -> str 
         if chance is not None and chance >= EVEN:
             return None
     return None
+
+
+def _seconds_per_row(
+    session: Session, arm: Trained, known: Mapping[int, Any], deadline: float | None
+) -> float:
+    """What training takes at most for each row, all epochs: as in the last step, or the sweep.
+
+    Both also loaded the base and answered or evaluated dev. 0 where nothing is known.
+    """
+    if known:
+        return float(known[max(known)]["seconds"]) / max(known)
+    settings, sweep = arm.settled(session.task(arm.name, deadline))
+    if not sweep["candidates"]:
+        return 0.0
+    usual = statistics.median(candidate["seconds"] for candidate in sweep["candidates"])
+    return settings.epochs * usual / min(SWEEP_ROWS, len(session.rows.train))
 
 
 def _judged(
