@@ -164,7 +164,7 @@ PROJECT_CASES: dict[str, tuple[str, str, str]] = {
         "task: t\nzzz: 1\ndata: {examples: examples.jsonl}\n",
         "project/tuneworthy.yaml:2: unknown key 'zzz'",
         "known keys: task, instruction, base, engine, endpoint, data, metric, arms, margin, budget, "
-        "exhaustive, requests_per_month, prices, few_shot, system_prompt, grammar, lora, full, "
+        "likelihood, exhaustive, requests_per_month, prices, few_shot, system_prompt, grammar, lora, full, "
         "parallel, seed",
     ),
     "missing key": (
