@@ -216,7 +216,7 @@ class Project(_Settings):
     budget: Duration = None
     """Wall-clock limit of decide: 90s, 30m, 4h, or none."""
     likelihood: bool = False
-    """Also measure how likely each arm finds the sealed completions: less noise than a score has."""
+    """Also measure how likely each arm finds the sealed completions: it differs where all score 0."""
     exhaustive: bool = False
     """Train every arm on all rows with three seeds, even where that cannot change the answer."""
     requests_per_month: Annotated[int, Field(ge=0)] = 100_000
