@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneworthy import store
-from tuneworthy.arms import ARMS
+from tuneworthy.arms import ARMS, Arm
+from tuneworthy.arms.training import Trained
 from tuneworthy.data import ledger
 from tuneworthy.evaluation.statistics import ALPHA, Difference, compare
 from tuneworthy.store import RunFolder
@@ -28,32 +29,43 @@ DECIMALS = 4
 class Task:
     """An example that is decided. `facts`: its answers are facts that stand in documents.
 
-    `seen`: there were results of it before this benchmark. `settings` take the place of those in
-    the example's project file.
+    `seen`: there were results of it before this benchmark. `also`: arms that only the run to the
+    end measures, beside those of `arms: auto`, which the decision gets. `settings` take the place
+    of those in the example's project file.
     """
 
     facts: bool = False
     seen: bool = False
+    also: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def within_budget(self) -> dict[str, Any]:
+        return {"arms": "auto", **self.settings}
+
+    @property
+    def to_the_end(self) -> dict[str, Any]:
+        arms = [name for name, arm in ARMS.items() if name in self.also or _in_auto(arm)]
+        return {**self.settings, "arms": arms, "exhaustive": True, "budget": "none"}
+
+
+def _in_auto(arm: Arm) -> bool:
+    """Whether `arms: auto` trains or tries it whatever the rows are like."""
+    return not (isinstance(arm, Trained) and arm.carries)
 
 
 _SIZES = {"data.train": 400, "data.dev": 100, "data.test": 200}
 TASKS: dict[str, Task] = {
-    "home-commands": Task(seen=True, settings=_SIZES),
-    "phpdoc": Task(seen=True, settings={**_SIZES, "budget": "30m"}),
+    "home-commands": Task(seen=True, also=("few-shot+lora",), settings={**_SIZES, "budget": "10m"}),
+    "phpdoc": Task(seen=True, settings={**_SIZES, "budget": "12m"}),
     "pokedex": Task(
-        facts=True,
-        seen=True,
-        settings={
-            **_SIZES,
-            "arms": ["zero-shot", "system-prompt", "few-shot", "rag", "lora", "rag+lora"],
-        },
+        facts=True, seen=True, also=("rag+lora",), settings={**_SIZES, "budget": "12m"}
     ),
-    "php-summary": Task(),
-    "wordnet": Task(),
-    "log-lines": Task(),
-    "aws-limits": Task(facts=True),
-    "numpydoc": Task(),
+    "php-summary": Task(settings={"budget": "12m"}),
+    "wordnet": Task(also=("few-shot+lora",), settings={"budget": "12m"}),
+    "log-lines": Task(also=("few-shot+lora",), settings={"budget": "12m"}),
+    "aws-limits": Task(facts=True, also=("rag+lora",), settings={"budget": "12m"}),
+    "numpydoc": Task(settings={"budget": "12m"}),
 }
 
 
@@ -122,11 +134,13 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, DECIMALS)
 
 
-def verdict(decision: Mapping[str, Any]) -> Outcome:
+def verdict(budgeted: Mapping[str, Any]) -> Outcome:
     """What the budgeted decision said, foretold and spent."""
+    decision = budgeted["decision"]
     spent = decision["spent"]
     return {
         **{name: decision[name] for name in ("verdict", "arm", "fine_tune")},
+        **{name: _rounded(budgeted[name]) for name in ("budget_seconds", "wall_seconds")},
         "spent_seconds": _rounded(spent["seconds"]),
         "exhaustive_seconds_estimate": _rounded(spent["exhaustive_seconds_estimate"]),
         "spent": [{**piece, "seconds": _rounded(piece["seconds"])} for piece in spent["by"]],
@@ -163,6 +177,8 @@ class Judged:
     right: bool
     share: float
     """Seconds spent, of those that running everything to its end takes."""
+    of_budget: float | None
+    """Seconds that it took, of its budget; None without one."""
     held: dict[str, list[bool]]
     """Score or loss -> whether each forecast's band held what came true."""
     unknown: int
@@ -187,6 +203,9 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
         difference=difference,
         right=chosen == best or (difference is not None and difference.p >= ALPHA),
         share=decided["spent_seconds"] / exhaustive_seconds(arms),
+        of_budget=decided["wall_seconds"] / decided["budget_seconds"]
+        if decided["budget_seconds"]
+        else None,
         held=held,
         unknown=unknown,
         tuned_on_facts=bool(facts and decided["fine_tune"]),

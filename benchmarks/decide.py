@@ -11,6 +11,7 @@ import argparse
 import signal
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,13 @@ import _common
 from _common import BENCHMARKS, ContenderFailed, Event, Progress
 from _outcomes import TASKS, Judged, Outcome, Task, aside, identity, judge, truth, verdict, write
 
-from tuneworthy import examples, store
+from tuneworthy import examples, load, store
 from tuneworthy.store import RunFolder
 
 RESULTS = BENCHMARKS / "results" / "decide"
 OWN_PACKAGES = ("tuneworthy", "torch", "transformers", "peft")
 BUDGETED_SECONDS, EXHAUSTIVE_SECONDS = 600.0, 1800.0
 """For the first estimate of the time left."""
-TO_THE_END = {"exhaustive": True, "budget": "none"}
 
 
 class Bench:
@@ -41,7 +41,7 @@ class Bench:
         budgeted = self._budgeted(name, folder)
         path = folder / "truth.json"
         if not path.exists():
-            run = self._decide(f"{name} to the end", folder, {**TASKS[name].settings, **TO_THE_END})
+            run = self._decide(f"{name} to the end", folder, TASKS[name].to_the_end)
             _check_same(run, budgeted["run"], folder)
             store.write_json(path, truth(run))
         self.progress.skip(f"{name} to the end")
@@ -72,9 +72,15 @@ class Bench:
         if not path.exists():
             if not (folder / "tuneworthy.yaml").exists():
                 examples.build(name, folder, self.progress.say)
-            run = self._decide(f"{name} budgeted", folder, TASKS[name].settings)
-            decision = store.read_json(run.decision)
-            found = {"run": run.path.name, "identity": identity(run), "decision": decision}
+            settings, began = TASKS[name].within_budget, time.monotonic()
+            run = self._decide(f"{name} budgeted", folder, settings)
+            found = {
+                "run": run.path.name,
+                "identity": identity(run),
+                "decision": store.read_json(run.decision),
+                "budget_seconds": _budget(folder, settings),
+                "wall_seconds": time.monotonic() - began,
+            }
             store.write_json(path, found)
         self.progress.skip(f"{name} budgeted")
         stored: Outcome = store.read_json(path)
@@ -103,9 +109,14 @@ class Bench:
             "versions": _common.versions(OWN_PACKAGES),
             "identity": budgeted["identity"],
             **found,
-            "budgeted": verdict(budgeted["decision"]),
+            "budgeted": verdict(budgeted),
         }
         write(self.results / f"{name}.json", outcome)
+
+
+def _budget(folder: Path, settings: Mapping[str, Any]) -> float | None:
+    named = {name.replace(".", "__"): value for name, value in settings.items()}
+    return load(folder, **named).budget
 
 
 def _check_same(run: RunFolder, name: str, folder: Path) -> None:
@@ -146,7 +157,17 @@ def table(
     lines = [
         _line(name, "aside" if name in kept else "tuned", found) for name, found in judged.items()
     ]
-    header = ["task", "used", "verdict", "best of all", "difference", "right", "spent", "held"]
+    header = [
+        "task",
+        "used",
+        "verdict",
+        "best of all",
+        "difference",
+        "right",
+        "spent",
+        "of budget",
+        "held",
+    ]
     tables = [("each task", header, lines)]
     if figures:
         shown = [_shown(figure) for figure in figures.values()]
@@ -164,6 +185,7 @@ def summary(found: Sequence[Judged]) -> dict[str, Any]:
         "right": sum(task.right for task in found),
         "share_median": statistics.median(task.share for task in found),
         "share_max": max(task.share for task in found),
+        "of_budget_max": max((task.of_budget for task in found if task.of_budget), default=None),
         "forecasts": len(every),
         "held": sum(every),
         "held_of_score": [sum(held["score"]), len(held["score"])],
@@ -177,6 +199,7 @@ _LABELS = (
     "verdict is the best arm, or not told apart from it",
     "seconds spent, share of exhaustive, median",
     "seconds spent, share of exhaustive, maximum",
+    "time taken, share of the budget, maximum",
     "forecasts whose 80 % band held",
     "of the score",
     "of the loss",
@@ -190,6 +213,7 @@ def _shown(figure: Mapping[str, Any]) -> list[str]:
         f"{figure['right']} of {figure['tasks']}",
         f"{figure['share_median']:.0%}",
         f"{figure['share_max']:.0%}",
+        "none" if figure["of_budget_max"] is None else f"{figure['of_budget_max']:.0%}",
         _counted(figure["held"], figure["forecasts"]),
         _counted(*figure["held_of_score"]),
         _counted(*figure["held_of_loss"]),
@@ -217,6 +241,7 @@ def _line(name: str, used: str, found: Judged) -> list[str]:
         else "not measurable",
         "yes" if found.right else "no",
         f"{found.share:.0%}",
+        "none" if found.of_budget is None else f"{found.of_budget:.0%}",
         f"{sum(hits)} of {len(hits)}",
     ]
 

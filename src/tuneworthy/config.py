@@ -130,7 +130,7 @@ class FewShot(_Settings):
     k: Annotated[int, Field(ge=1, le=100)] = 10
     """Training rows in a prompt; fewer where the context is full."""
     select: Literal["auto", "fixed", "diverse", "random", "similar"] = "auto"
-    """Which rows: drawn once, far apart from each other, random, or like the prompt; auto: by dev."""
+    """Drawn once, far apart, for each request, or like the prompt; auto: dev says, `random` apart."""
 
 
 class SystemPromptSettings(_Settings):
@@ -176,7 +176,7 @@ class Lora(_Settings):
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of the adapter; alpha is twice as much."""
     learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """auto: the best of three on dev, after a short run each."""
+    """auto: the best of up to three on dev, after a short run each."""
     batch_rows: Annotated[int, Field(ge=1)] = 8
     """Rows of one optimizer step, over all processes; how they are packed changes no number."""
     epochs: Annotated[float, Field(gt=0)] | Auto = "auto"

@@ -182,6 +182,8 @@ class TrainingSettings:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     evaluations_per_epoch: int = 2
+    watch_overfitting: bool = True
+    """Whether dev is also judged before the first step, and training rows beside it each time."""
     patience: int = 2
     seed: int = 0
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -197,10 +199,11 @@ class TrainingResult:
     planned_steps: int
     best_step: int
     dev_loss_before: float
+    """NaN where over-fitting is not watched."""
     dev_loss: float
     train_loss: float
     """On a sample of training rows, under the weights that were kept: the gap to `dev_loss` is
-    over-fitting."""
+    over-fitting. NaN where that is not watched."""
     seconds: float
     tokens: int
     """Tokens of real input seen, padding not counted."""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes import projects
 from tuneworthy.arms import ARMS, Kitchen, Task
-from tuneworthy.arms.base import best
+from tuneworthy.arms.choosing import Candidate, best
 from tuneworthy.arms.few_shot import farthest
 from tuneworthy.arms.prompting import draft_from_rows
 from tuneworthy.arms.recipe import Examples, FittedRecipe, Recipe
@@ -268,11 +268,9 @@ def test_drafts_say_what_the_completions_share(completions: list[str], said: str
 
 
 def test_of_equal_dev_scores_the_shorter_prompt_wins(task: Task) -> None:
-    from tuneworthy.arms.base import Candidate
-
-    long = Candidate("long", 0.5, 9, 1.0, Recipe(), prompt_tokens=90)
-    short = Candidate("short", 0.5, 9, 1.0, Recipe(), prompt_tokens=30)
-    unknown = Candidate("unknown", None, 0, 1.0, Recipe())
+    long = Candidate("long", Recipe(), 1.0, {0: 0.5}, prompt_tokens=90)
+    short = Candidate("short", Recipe(), 1.0, {0: 0.5}, prompt_tokens=30)
+    unknown = Candidate("unknown", Recipe(), 1.0, {0: None})
     assert best([long, short, unknown]) is short
 
 

@@ -45,7 +45,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
         projects.write(folder, projects.rows(120), arms=ARMS, data__test=30, data__dev=20)
 
     monkeypatch.setattr(examples, "build", build)
-    monkeypatch.setattr(decide, "TASKS", {"toy": decide.Task()})
+    monkeypatch.setattr(decide, "TASKS", {"toy": decide.Task(also=("few-shot+lora",))})
     return Here(tmp_path)
 
 
@@ -55,7 +55,10 @@ def test_a_task_is_decided_and_then_run_to_its_end_in_the_same_run(bench: Here) 
     assert len(store.runs(bench.work / "toy")) == 1
     stored = decide.read(bench.results, "toy")
     assert stored is not None
-    assert set(stored["arms"]) == set(ARMS)
+    assert set(stored["arms"]) > {"zero-shot", "constrained", "few-shot", "lora", "full"}
+    # What `arms: auto` leaves out is measured in the end, and not in the decision.
+    spent_on = {piece["arm"] for piece in stored["budgeted"]["spent"]}
+    assert "few-shot+lora" in stored["arms"] and "few-shot+lora" not in spent_on
     for name, arm in stored["arms"].items():
         assert len(arm["seeds"]) == (3 if arm["trained"] else 1), name
         assert all(len(seed["scores"]) == stored["rows"]["test"] for seed in arm["seeds"])
@@ -169,7 +172,8 @@ def test_tuned_tasks_and_those_kept_aside_are_counted_apart() -> None:
     assert len(lines) == 8 and {len(line) for line in lines} == {len(header)}
     assert [line[1] for line in lines].count("aside") == 3
     assert kinds == ["figure", "tuned", "aside"]
-    assert figures[3] == ["forecasts whose 80 % band held", "1 of 2 (50%)", "none was made"]
+    assert figures[3] == ["time taken, share of the budget, maximum", "70%", "70%"]
+    assert figures[4] == ["forecasts whose 80 % band held", "1 of 2 (50%)", "none was made"]
 
 
 def test_the_same_outcomes_give_the_same_table_in_any_order() -> None:

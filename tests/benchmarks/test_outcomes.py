@@ -30,6 +30,7 @@ def outcome(
     **budgeted: Any,
 ) -> dict[str, Any]:
     decided = {"verdict": "adopt", "arm": arm, "fine_tune": False, "spent_seconds": 60.0}
+    decided |= {"budget_seconds": 100.0, "wall_seconds": 70.0}
     return {
         "date": "2026-01-01T00:00:00.000Z",
         "rows": {"train": 400, "dev": 100, "test": 60},
@@ -100,7 +101,9 @@ def test_no_arm_or_one_that_was_not_run_to_its_end_is_not_right(arm: str | None)
 
 def test_the_share_is_of_all_arms_with_all_seeds() -> None:
     arms = {"few-shot": [training(steady(0.5))], "lora": [training(steady(0.5))] * 3}
-    assert judge(outcome(arms, spent_seconds=100.0), False).share == pytest.approx(100 / 400)
+    found = judge(outcome(arms, spent_seconds=100.0), False)
+    assert found.share == pytest.approx(100 / 400) and found.of_budget == pytest.approx(0.7)
+    assert judge(outcome(arms, budget_seconds=None), False).of_budget is None
 
 
 def test_forecasts_are_held_against_the_first_seed() -> None:

@@ -169,3 +169,30 @@ def test_losses_come_in_the_order_of_the_rows() -> None:
 def test_rows_without_a_token_to_learn_are_left_out() -> None:
     row = TokenRow([1, 2, 3], 2)
     assert training.labelled([row, TokenRow([1, 2], 2)]) == [row]
+
+
+def test_a_brief_run_judges_dev_alone_and_after_each_epoch_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+    real = Learner.losses
+    monkeypatch.setattr(
+        Learner, "losses", lambda self, rows: judged.append(len(rows)) or real(self, rows)
+    )
+    told: list[dict[str, Any]] = []
+    result = learning.train(
+        tmp_path / "brief",
+        evaluations_per_epoch=1,
+        watch_overfitting=False,
+        report=lambda kind, fields: told.append(fields),
+    )
+    epochs = math.ceil(result.settings.epochs)
+    assert judged == [3] * epochs and [h["epoch"] for h in result.history] == [
+        *range(1, epochs + 1)
+    ]
+    assert result.dev_loss == min(h["dev_loss"] for h in result.history)
+    assert math.isnan(result.dev_loss_before) and math.isnan(result.train_loss)
+    assert result.sample_rows == 0 and not any("train_loss" in fields for fields in told)
+    whole = learning.train(tmp_path / "whole", evaluations_per_epoch=1)
+    # What is evaluated does not change what is learned.
+    assert [h["dev_loss"] for h in whole.history[1:]] == [h["dev_loss"] for h in result.history]

@@ -101,8 +101,8 @@ def test_chosen_on_dev_with_every_candidate_kept(project: Path) -> None:
     fit = store.read_json(decision.folder / "arms" / "few-shot" / "fit.json")
     assert [c["what"] for c in fit["candidates"]] == [
         "4 fixed examples",
+        "4 fixed examples, draw 2",
         "4 diverse examples",
-        "4 random examples",
         "4 similar examples",
         "4 similar examples, nearest first",
     ]

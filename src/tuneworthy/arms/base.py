@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,32 +76,6 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One thing tried on dev; `score` is None if it could not be measured."""
-
-    what: str
-    score: float | None
-    n: int
-    seconds: float
-    recipe: Recipe
-    prompt_tokens: float = 0.0
-    output_tokens: float = 0.0
-    scores: tuple[float | None, ...] = ()
-    """One a dev row; None where the machinery failed."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "what": self.what,
-            "dev_score": self.score,
-            "dev_loss": None,
-            "n": self.n,
-            "seconds": self.seconds,
-            "prompt_tokens_mean": self.prompt_tokens,
-            "output_tokens_mean": self.output_tokens,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Fit:
     """What an arm's fit leaves behind; `record` becomes fit.json."""
 
@@ -143,106 +116,16 @@ def ticker(report: Report, arm: str, phase: str, total: int) -> OnAnswer:
     return tick
 
 
-def try_on_dev(task: Task, arm: str, tries: Sequence[tuple[str, Recipe]]) -> list[Candidate]:
-    """Answer the dev rows with each recipe. Stops early, keeping what is done, when time is up."""
-    done: list[Candidate] = []
-    for number, (what, recipe) in enumerate(tries, 1):
-        if done and task.late:
-            break
-        start = time.monotonic()
-        phase = f"choosing on dev, {number} of {len(tries)}: {what}"
-        tick = ticker(task.report, arm, phase, len(task.dev))
-        answers = FittedRecipe(recipe, task.kitchen).answer([e.prompt for e in task.dev], tick)
-        each = dev_scores(task, answers)
-        scores = [score for score in each if score is not None]
-        given = [answer for answer in answers if isinstance(answer, Answer)]
-        done.append(
-            Candidate(
-                what=what,
-                score=statistics.fmean(scores) if scores else None,
-                n=len(scores),
-                seconds=time.monotonic() - start,
-                recipe=recipe,
-                prompt_tokens=statistics.fmean(a.prompt_tokens for a in given) if given else 0.0,
-                output_tokens=statistics.fmean(a.output_tokens for a in given) if given else 0.0,
-                scores=each,
-            )
-        )
-        task.report("candidate", {"arm": arm, **done[-1].to_json()})
-    return done
-
-
-def dev_scores(task: Task, answers: Sequence[Answer | Failure]) -> tuple[float | None, ...]:
-    """The score of each dev row's answer; None where the machinery failed."""
-    return tuple(
+def scored(
+    task: Task, rows: Sequence[Example], answers: Sequence[Answer | Failure]
+) -> list[float | None]:
+    """The score of each row's answer; None where the machinery failed."""
+    return [
         task.metric.score(answer.text, example.completion).value
         if isinstance(answer, Answer)
         else None
-        for answer, example in zip(answers, task.dev, strict=True)
-    )
-
-
-def spread(candidates: Sequence[Candidate], of: str) -> dict[str, Any] | None:
-    """How much scores on dev vary between candidates that should do the same; None below two."""
-    scores = [c.score for c in candidates if c.score is not None]
-    if len(scores) < 2:
-        return None
-    return {"of": of, "n": len(scores), "sd": statistics.stdev(scores), "scores": scores}
-
-
-def best(candidates: Sequence[Candidate]) -> Candidate:
-    """The highest dev score; of equals the one with the shorter prompt."""
-    return max(candidates, key=lambda c: (-1.0 if c.score is None else c.score, -c.prompt_tokens))
-
-
-def chosen_on_dev(
-    task: Task, arm: str, tries: Sequence[tuple[str, Recipe]], *, varies: str | None = None
-) -> Fit:
-    """Try recipes on dev and keep the best: the whole of fitting for arms without training.
-
-    `varies`: what the candidates differ in, where the spread of their scores tells of noise.
-    """
-    start = time.monotonic()
-    if len(tries) == 1:
-        # Nothing to choose: dev rows need not be answered.
-        what, recipe = tries[0]
-        return Fit(
-            FittedRecipe(recipe, task.kitchen),
-            fit_record(arm, recipe, [], f"nothing to choose: {what}", time.monotonic() - start),
-        )
-    candidates = try_on_dev(task, arm, tries)
-    return fit_of(task, arm, candidates, start, spread(candidates, varies) if varies else None)
-
-
-def fit_of(
-    task: Task,
-    arm: str,
-    candidates: Sequence[Candidate],
-    start: float,
-    noise: dict[str, Any] | None = None,
-) -> Fit:
-    """The best of some candidates, as a fit that began at `start` (`time.monotonic()`)."""
-    winner = best(candidates)
-    score = "not measurable" if winner.score is None else f"{winner.score:.3f}"
-    why = f"{winner.what}: {score} on {winner.n} dev rows, best of {len(candidates)}"
-    record = fit_record(arm, winner.recipe, candidates, why, time.monotonic() - start)
-    record |= {"dev_scores": list(winner.scores), "spread": noise}
-    return Fit(FittedRecipe(winner.recipe, task.kitchen), record)
-
-
-def fit_record(
-    arm: str, recipe: Recipe, candidates: Sequence[Candidate], why: str, seconds: float
-) -> dict[str, Any]:
-    """fit.json of an arm that is a recipe and was not trained."""
-    return {
-        "arm": arm,
-        "recipe": recipe.to_json(),
-        "chosen": describe(recipe),
-        "candidates": [candidate.to_json() for candidate in candidates],
-        "why": why,
-        "seconds": seconds,
-        "training": None,
-    }
+        for answer, example in zip(answers, rows, strict=True)
+    ]
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

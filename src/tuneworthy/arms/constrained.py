@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tuneworthy.arms.base import Fit, Fitted, Task, chosen_on_dev, restore_recipe
+from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
+from tuneworthy.arms.choosing import chosen_on_dev
 from tuneworthy.arms.recipe import Recipe
 
 

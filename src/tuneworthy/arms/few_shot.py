@@ -10,21 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from tuneworthy.arms.base import (
-    Candidate,
-    Fit,
-    Fitted,
-    Task,
-    best,
-    fit_of,
-    restore_recipe,
-    spread,
-    try_on_dev,
-)
+from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
+from tuneworthy.arms.choosing import Candidate, best, contest, fit_of, spread
 from tuneworthy.arms.recipe import Examples, Recipe
 from tuneworthy.types import Example
 
-MODES = ("fixed", "diverse", "random", "similar")
+MODES = ("fixed", "diverse", "similar")
+"""Random ones for each request are read anew each time, and no better than fixed ones."""
+DRAWS = 2
+"""Of fixed examples: which of them are drawn matters more than most think."""
 ORDERS = 2
 """Other orders of the chosen examples that are tried, to see what order alone does."""
 
@@ -42,17 +36,22 @@ class FewShot:
         start, settings = time.monotonic(), task.project.few_shot
         modes = MODES if settings.select == "auto" else (settings.select,)
         tries = [
-            (f"{settings.k} {mode} examples", _recipe(task, choose(task, mode, settings.k)))
+            (_called(settings.k, mode, draw), _recipe(task, choose(task, mode, settings.k, draw)))
             for mode in modes
+            for draw in range(DRAWS if mode == "fixed" else 1)
         ]
-        candidates = try_on_dev(task, self.name, tries)
+        candidates = contest(task, self.name, tries)
         winner = best(candidates)
-        orders = [] if task.late else try_on_dev(task, self.name, _orders(winner))
-        noise = spread([winner, *orders], "order of the same examples")
+        orders = [] if task.late else contest(task, self.name, _orders(winner), beat=winner)
+        noise = spread(task, [winner, *orders], "order of the same examples")
         return fit_of(task, self.name, [*candidates, *orders], start, noise)
 
     def restore(self, task: Task, record: dict[str, Any]) -> Fitted:
         return restore_recipe(task, record)
+
+
+def _called(k: int, mode: str, draw: int) -> str:
+    return f"{k} {mode} examples" + (f", draw {draw + 1}" if draw else "")
 
 
 def _recipe(task: Task, examples: Examples) -> Recipe:
@@ -77,11 +76,11 @@ def _orders(winner: Candidate) -> list[tuple[str, Recipe]]:
     return [(f"{winner.what}, {what}", replace(recipe, examples=e)) for what, e in others]
 
 
-def choose(task: Task, mode: str, k: int) -> Examples:
-    """Examples of one mode; fixed and diverse ones are drawn once."""
+def choose(task: Task, mode: str, k: int, draw: int = 0) -> Examples:
+    """Examples of one mode; fixed and diverse ones are drawn once. `draw` counts from 0."""
     k, seed = min(k, len(task.train)), task.project.seed
     if mode == "fixed":
-        return Examples(mode, k, _drawn(task.train, k, seed), seed)
+        return Examples(mode, k, _drawn(task.train, k, seed + draw), seed)
     if mode == "diverse":
         vectors = task.kitchen.embedder().embed([example.text for example in task.train])
         return Examples(mode, k, tuple(task.train[i].id for i in farthest(vectors, k)), seed)

@@ -9,17 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tuneworthy.arms.base import (
-    Fit,
-    Fitted,
-    Task,
-    best,
-    chosen_on_dev,
-    fit_of,
-    restore_recipe,
-    spread,
-    try_on_dev,
-)
+from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
+from tuneworthy.arms.choosing import best, chosen_on_dev, contest, fit_of, spread
 from tuneworthy.arms.recipe import Recipe
 from tuneworthy.types import Example
 
@@ -63,8 +54,8 @@ class SystemPrompt:
             tries["your instruction and the draft"] = f"{own} {draft}"
         tries[f"the draft and {SHOWN} rows as text"] = f"{draft}\n\n{shown}"
         recipes = [(what, Recipe(system=text)) for what, text in tries.items() if text]
-        candidates = try_on_dev(task, self.name, recipes)
-        noise = spread(candidates, "wording of the system prompt")
+        candidates = contest(task, self.name, recipes)
+        noise = spread(task, candidates, "wording of the system prompt")
         if task.kitchen.reflector and not task.late:
             from tuneworthy.arms.reflection import optimised
 
@@ -72,7 +63,7 @@ class SystemPrompt:
             found = optimised(task, first)
             if found != first:
                 again = [("rewritten by reflection (GEPA)", Recipe(system=found))]
-                candidates += try_on_dev(task, self.name, again)
+                candidates += contest(task, self.name, again)
         return fit_of(task, self.name, candidates, start, noise)
 
     def restore(self, task: Task, record: dict[str, Any]) -> Fitted:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneworthy.arms.base import Fit, Fitted, Task, chosen_on_dev, restore_recipe
+from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
+from tuneworthy.arms.choosing import chosen_on_dev
 from tuneworthy.arms.few_shot import choose
 from tuneworthy.arms.recipe import Recipe
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from tuneworthy import store
-from tuneworthy.arms.base import Fit, Fitted, Task, dev_scores, restore_recipe, ticker
+from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe, scored, ticker
 from tuneworthy.arms.recipe import FittedRecipe, Recipe
 from tuneworthy.errors import TrainingDiverged
 from tuneworthy.types import Example, Prompt, TrainingResult, TrainingSettings, Weights
@@ -23,6 +24,8 @@ SWEEP_ROWS, SWEEP_DEV_ROWS = 64, 48
 """More dev rows would take longer than the training that they judge."""
 SWEEP_BATCH_ROWS = 4
 """Small batches give the sweep enough steps to tell rates apart."""
+BRIEF: dict[str, Any] = {"evaluations_per_epoch": 1, "watch_overfitting": False}
+"""Of runs that are to tell one number: evaluating can take longer than training on few rows."""
 
 MEMORISED = 0.25
 """Share of training completions given back word for word, beyond dev's, that is called memory."""
@@ -83,19 +86,19 @@ class Trained:
 
         Trained anew each time: a schedule that has come to its end is no start for a longer one.
         """
-        settings, _ = self.settled(task)
+        settings = replace(self.settled(task)[0], **BRIEF)
         start, folder = time.monotonic(), f"step-{rows}"
         part = shuffled(task.train)[:rows]
         try:
             result = self._train(task, part, settings, folder, f"learning from {rows} rows")
             fitted = FittedRecipe(self._recipe(task, folder), task.kitchen)
             tick = ticker(task.report, self.name, f"answering dev after {rows} rows", len(task.dev))
-            scores = dev_scores(task, fitted.answer([e.prompt for e in task.dev], tick))
+            scores = scored(task, task.dev, fitted.answer([e.prompt for e in task.dev], tick))
         finally:
             _clear(task, folder)
         return {
             "rows": rows,
-            "dev_scores": list(scores),
+            "dev_scores": scores,
             "dev_loss": result.dev_loss,
             "stopped": result.stopped,
             "seconds": time.monotonic() - start,
@@ -151,17 +154,20 @@ class Trained:
         return replace(first, learning_rate=sweep["learning_rate"]), sweep
 
     def _sweep(self, task: Task, first: TrainingSettings) -> tuple[float, list[dict[str, Any]]]:
-        """The learning rate with the lowest dev loss after a short run on a few rows."""
-        rates = LORA_RATES if self.kind == "adapter" else FULL_RATES
+        """The learning rate with the lowest dev loss after a short run on a few rows.
+
+        The middle one and the highest; the lowest only where the highest was no better, for the
+        loss has one valley over the rates.
+        """
+        low, middle, high = LORA_RATES if self.kind == "adapter" else FULL_RATES
         rows, dev = shuffled(task.train)[:SWEEP_ROWS], shuffled(task.dev)[:SWEEP_DEV_ROWS]
+        losses: dict[float, float] = {}
         candidates = []
-        for rate in rates:
+        for rate in (middle, high, low):
+            if rate == low and losses[high] < losses[middle]:
+                break
             settings = replace(
-                first,
-                learning_rate=rate,
-                epochs=1.0,
-                batch_rows=SWEEP_BATCH_ROWS,
-                evaluations_per_epoch=1,
+                first, learning_rate=rate, epochs=1.0, batch_rows=SWEEP_BATCH_ROWS, **BRIEF
             )
             what, began = f"learning rate {rate:.0e}", time.monotonic()
             dev_loss, late = None, False
@@ -181,12 +187,11 @@ class Trained:
                     "seconds": time.monotonic() - began,
                 }
             )
+            losses[rate] = math.inf if dev_loss is None else dev_loss
             task.report("candidate", {"arm": self.name, **candidates[-1]})
             if late:  # as the main process says, if there are several
                 break
-        lost = float("inf")
-        losses = [lost if c["dev_loss"] is None else c["dev_loss"] for c in candidates]
-        return rates[losses.index(min(losses))], candidates
+        return min(losses, key=lambda rate: losses[rate]), candidates
 
     def _train(
         self,

@@ -89,9 +89,9 @@ class TrainingRun:
         self.total = max(1, round(settings.epochs * self.steps_per_epoch))
         self.evaluate_every = max(1, self.steps_per_epoch // settings.evaluations_per_epoch)
         stride = max(1, len(rows) // SAMPLE_ROWS)
-        self.sample = rows[::stride][:SAMPLE_ROWS]
+        self.sample = rows[::stride][:SAMPLE_ROWS] if settings.watch_overfitting else []
         self.step = self.best_step = self.tokens = self.label_tokens = self.without_gain = 0
-        self.before = self.best = self.dev_loss = math.inf
+        self.before, self.best, self.dev_loss = math.nan, math.inf, math.inf
         self.recent: list[float] = []
         self.history: list[dict[str, float]] = []
         self.earlier = 0.0
@@ -125,7 +125,7 @@ class TrainingRun:
 
         Raises TrainingDiverged if the loss is no longer a number, naming the step and what to try.
         """
-        if not self._resume():
+        if not self._resume() and self.settings.watch_overfitting:
             self._evaluate({"step": 0, "epoch": 0.0}, keep=False)
             self.before = self.best = self.dev_loss
         stopped: Literal["finished", "early", "deadline"] = "finished"
@@ -177,7 +177,8 @@ class TrainingRun:
             fields["loss"] = sum(self.recent) / len(self.recent)
             self.recent = []
             self._evaluate(fields)
-            found = {key: self.history[-1][key] for key in ("dev_loss", "train_loss")}
+            latest = self.history[-1]
+            found = {key: latest[key] for key in latest if key in ("dev_loss", "train_loss")}
             line |= found
             fields |= found
         self.lines.append(line)
@@ -219,17 +220,14 @@ class TrainingRun:
 
     def _evaluate(self, fields: dict[str, float], *, keep: bool = True) -> None:
         """Losses on dev and on a sample of training rows; the weights are kept if dev gained."""
-        dev, sample = self.learner.losses(self.dev), self.learner.losses(self.sample)
+        dev = self.learner.losses(self.dev)
         self.dev_loss = mean(dev)
-        self.history.append(
-            {
-                **fields,
-                "dev_loss": self.dev_loss,
-                "train_loss": mean(sample),
-                "dev_verbatim": sum(row.verbatim for row in dev) / len(dev),
-                "train_verbatim": sum(row.verbatim for row in sample) / len(sample),
-            }
-        )
+        verbatim = sum(row.verbatim for row in dev) / len(dev)
+        self.history.append({**fields, "dev_loss": self.dev_loss, "dev_verbatim": verbatim})
+        if self.sample:
+            sample = self.learner.losses(self.sample)
+            verbatim = sum(row.verbatim for row in sample) / len(sample)
+            self.history[-1] |= {"train_loss": mean(sample), "train_verbatim": verbatim}
         if not keep:
             self.report("training", {**self.history[-1], "steps": self.total, "seconds": 0.0})
         elif self.dev_loss < self.best:  # never true for NaN
@@ -288,9 +286,9 @@ class TrainingRun:
             best_step=self.best_step,
             dev_loss_before=self.before,
             dev_loss=self.best if self.best_step else self.dev_loss,
-            train_loss=kept["train_loss"],
+            train_loss=kept.get("train_loss", math.nan),
             dev_verbatim=kept["dev_verbatim"],
-            train_verbatim=kept["train_verbatim"],
+            train_verbatim=kept.get("train_verbatim", 0.0),
             sample_rows=len(self.sample),
             seconds=self.seconds,
             tokens=self.tokens,

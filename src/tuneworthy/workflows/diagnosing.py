@@ -8,23 +8,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tuneworthy import store
-from tuneworthy.arms.base import Task
+from tuneworthy.arms.base import Task, scored
+from tuneworthy.arms.few_shot import choose
 from tuneworthy.arms.recipe import (
-    Examples,
     FittedRecipe,
     NearestExamples,
     Recipe,
     with_passages,
 )
-from tuneworthy.decision.diagnosis import RowDiagnosis, diagnose, foreign_words, holds
+from tuneworthy.decision.diagnosis import (
+    RIGHT,
+    RowDiagnosis,
+    diagnose,
+    foreign_words,
+    holds,
+)
 from tuneworthy.types import Answer, Example, Failure, Passage
 from tuneworthy.workflows.session import Session
 
 ROWS = 40
 """Dev rows that are looked at."""
 PROMPTS, SAMPLES = 4, 2
-"""Few-shot prompts with greedy answers, and samples under the first of them."""
-SHOTS = 4
+"""Few-shot prompts with greedy answers, and how many of them also sample once."""
+SHOTS, FIRST_DRAW = 4, 1000
+"""Examples in each of them, drawn apart from those that the arms try."""
 TEMPERATURE = 0.5
 NEIGHBOURS = 10
 PASSAGES = 3
@@ -64,8 +71,11 @@ class _Look:
             foreign_words(row.completion, row.text, [n.completion for n in few])
             for row, few in zip(self.sample, neighbours)
         ]
-        greedy = list(zip(*(self._closed_book(n, 0.0) for n in range(PROMPTS))))
-        sampled = list(zip(*(self._closed_book(n, TEMPERATURE) for n in range(SAMPLES))))
+        everywhere = range(len(self.sample))
+        greedy = self._closed_book(PROMPTS, 0.0, everywhere)
+        # Whether sampling finds what greedy answers do not: no question where one of them is right.
+        missed = [i for i in everywhere if not any(score >= RIGHT for score in greedy[i])]
+        sampled = self._closed_book(SAMPLES, TEMPERATURE, missed)
         holding, retrieved = self._passages()
         given, bare = self._with_answer_at_hand(holding)
         return [
@@ -73,8 +83,8 @@ class _Look:
                 foreign_words=foreign[i][0],
                 foreign_number=foreign[i][1],
                 in_documents=None if self.search is None else holding[i] is not None,
-                greedy=_known(greedy[i]),
-                sampled=_known(sampled[i]),
+                greedy=greedy[i],
+                sampled=sampled.get(i, ()),
                 retrieved=retrieved[i],
                 given=given.get(i),
                 bare=bare.get(i),
@@ -82,16 +92,27 @@ class _Look:
             for i in range(len(self.sample))
         ]
 
-    def _closed_book(self, number: int, temperature: float) -> list[float | None]:
-        """Scores under the few-shot prompt of this number: examples, and no document."""
-        shots = min(SHOTS, len(self.task.train))
-        examples = Examples("random", shots, seed=self.session.project.seed + 1000 + number)
+    def _closed_book(
+        self, prompts: int, temperature: float, places: Sequence[int]
+    ) -> dict[int, tuple[float, ...]]:
+        """Scores under so many few-shot prompts, by row: examples, and no document.
+
+        Every prompt has the same examples for all rows, as in the source; and what all rows share
+        is read once.
+        """
+        found: dict[int, tuple[float, ...]] = dict.fromkeys(places, ())
         kitchen = self.task.kitchen
-        decoding = replace(kitchen.decoding, temperature=temperature, seed=number)
-        cook = replace(kitchen, decoding=decoding)
-        fitted = FittedRecipe(Recipe(system=self.task.system, examples=examples), cook)
-        self._tick(f"closed book, prompt {number + 1}")
-        return self._scores(range(len(self.sample)), fitted.answer([r.prompt for r in self.sample]))
+        for number in range(prompts if places else 0):
+            examples = choose(self.task, "fixed", SHOTS, draw=FIRST_DRAW + number)
+            decoding = replace(kitchen.decoding, temperature=temperature, seed=number)
+            cook = replace(kitchen, decoding=decoding)
+            fitted = FittedRecipe(Recipe(system=self.task.system, examples=examples), cook)
+            how = "sampled" if temperature else "closed book"
+            self._tick(f"{how}, prompt {number + 1} of {prompts}", len(places))
+            answers = fitted.answer([self.sample[i].prompt for i in places])
+            for i, score in zip(places, self._scores(places, answers)):
+                found[i] += () if score is None else (score,)
+        return found
 
     def _passages(self) -> tuple[list[Passage | None], list[bool | None]]:
         """For each row a passage that holds its answer, and whether retrieval finds one."""
@@ -124,23 +145,14 @@ class _Look:
         helped = [with_passages(prompt, [p]) for prompt, p in zip(plain, found)]
         scores = []
         for what, prompts in (("answer at hand", helped), ("without it", plain)):
-            self._tick(what)
+            self._tick(what, len(places))
             scores.append(dict(zip(places, self._scores(places, fitted.answer(prompts)))))
         return scores[0], scores[1]
 
     def _scores(
         self, places: Sequence[int], answers: Sequence[Answer | Failure]
     ) -> list[float | None]:
-        return [
-            self.task.metric.score(answer.text, self.sample[i].completion).value
-            if isinstance(answer, Answer)
-            else None
-            for i, answer in zip(places, answers)
-        ]
+        return scored(self.task, [self.sample[i] for i in places], answers)
 
-    def _tick(self, what: str) -> None:
-        self.session.say(f"diagnosis: {what}, {len(self.sample)} dev rows")
-
-
-def _known(scores: Sequence[float | None]) -> tuple[float, ...]:
-    return tuple(score for score in scores if score is not None)
+    def _tick(self, what: str, rows: int) -> None:
+        self.session.say(f"diagnosis: {what}, {rows} dev rows")

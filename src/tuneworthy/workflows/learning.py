@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Fitted
-from tuneworthy.arms.base import dev_scores, ticker
+from tuneworthy.arms.base import scored, ticker
 from tuneworthy.arms.training import SWEEP_ROWS, Trained
 from tuneworthy.decision.forecast import Forecast, Point, forecast
 from tuneworthy.store import RunFolder
@@ -144,6 +144,10 @@ def _judged(
     expected = forecast([_point(record, theirs) for record in points], total)
     level = _mean(theirs)
     shown = f"{arm} on {points[-1]['rows']} rows: {_mean(points[-1]['dev_scores']):.3f} on dev"
+    if expected is None and _mean(points[-1]["dev_scores"]) >= level - margin:
+        # More rows rarely make it worse: no further part could stop it.
+        session.say(f"{shown}, where {name} has {level:.3f}: near enough to train on all rows")
+        return EVEN
     if expected is None:
         session.say(f"{shown}; too early for a forecast")
         return None
@@ -192,8 +196,8 @@ def scores_on_dev(session: Session, name: str) -> Sequence[float | None]:
         began, task = time.monotonic(), session.task(name)
         fitted: Fitted = ARMS[name].restore(task, record)
         tick = ticker(session.journal, name, "answering dev", len(task.dev))
-        scores = dev_scores(task, fitted.answer([e.prompt for e in task.dev], tick))
-        store.write_json(path, {"scores": list(scores), "seconds": time.monotonic() - began})
+        scores = scored(task, task.dev, fitted.answer([e.prompt for e in task.dev], tick))
+        store.write_json(path, {"scores": scores, "seconds": time.monotonic() - began})
     scores_found: list[float | None] = store.read_json(path)["scores"]
     return scores_found
 

@@ -13,7 +13,7 @@ from tuneworthy.arms import ARMS, Arm, Kitchen
 from tuneworthy.arms.base import Task
 from tuneworthy.arms.few_shot import choose
 from tuneworthy.arms.recipe import Examples, FittedRecipe, Recipe
-from tuneworthy.arms.training import LORA_RATES, SWEEP_ROWS, Trained
+from tuneworthy.arms.training import LORA_RATES, SWEEP_DEV_ROWS, SWEEP_ROWS, Trained
 from tuneworthy.config import Project
 from tuneworthy.data import ledger
 from tuneworthy.data.formats import read_rows
@@ -163,12 +163,13 @@ def _training_seconds(arm: Trained, task: Task) -> float:
     judged = result.sample_rows
     evaluation = (marks[first][0] - marks[first - 1][0]) / (len(dev) + judged)
     evaluations, runs = 1 + settings.evaluations_per_epoch * settings.epochs, 1
+    evaluated = evaluations * (len(task.dev) + judged)
     if given.learning_rate == "auto":
+        runs += len(LORA_RATES)
         rows += len(LORA_RATES) * min(SWEEP_ROWS, len(task.train))
-        evaluations, runs = evaluations + 2 * len(LORA_RATES), runs + len(LORA_RATES)
+        evaluated += len(LORA_RATES) * min(SWEEP_DEV_ROWS, len(task.dev))
     tokens = result.tokens / len(train) * rows
-    judging = evaluation * evaluations * (len(task.dev) + judged)
-    return tokens / rate + judging + runs * start
+    return tokens / rate + evaluation * evaluated + runs * start
 
 
 def _spread(task: Task, rows: Sequence[Example], count: int) -> list[Example]:

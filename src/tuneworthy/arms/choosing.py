@@ -1,0 +1,204 @@
+"""Choosing on dev: the whole of fitting for arms that are a recipe and are not trained."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneworthy.arms.base import Fit, Task, describe, scored, ticker
+from tuneworthy.arms.recipe import FittedRecipe, Recipe
+from tuneworthy.types import Answer
+
+FINALISTS = 2
+FEWEST_ROWS = 40
+"""Of a first look: on fewer rows it would tell too little."""
+
+Tries = Sequence[tuple[str, Recipe]]
+"""Recipes and what to call them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One recipe tried on dev; `score` is None if it could not be measured."""
+
+    what: str
+    recipe: Recipe
+    seconds: float
+    scores: Mapping[int, float | None]
+    """By position in dev; None where the machinery failed."""
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+    whole: bool = True
+    """Whether all dev rows were answered, not only those of the first look."""
+
+    @property
+    def score(self) -> float | None:
+        return self.on(self.scores)
+
+    @property
+    def n(self) -> int:
+        """Rows that have a score."""
+        return sum(score is not None for score in self.scores.values())
+
+    def on(self, rows: Iterable[int]) -> float | None:
+        """The mean score on some of the rows that were answered."""
+        known = [score for row in rows if (score := self.scores[row]) is not None]
+        return statistics.fmean(known) if known else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "dev_score": self.score,
+            "dev_loss": None,
+            "n": self.n,
+            "seconds": self.seconds,
+            "prompt_tokens_mean": self.prompt_tokens,
+            "output_tokens_mean": self.output_tokens,
+        }
+
+
+def looks(rows: int) -> tuple[range, range]:
+    """Positions of dev rows for a first look at many tries, and those left for the best of them."""
+    step = 2 if rows >= 2 * FEWEST_ROWS else 1
+    return range(0, rows, step), range(1, rows, 2) if step == 2 else range(0)
+
+
+def contest(
+    task: Task, arm: str, tries: Tries, *, beat: Candidate | None = None
+) -> list[Candidate]:
+    """Answer half of the dev rows with each recipe, and the others with the best two.
+
+    With `beat`, only with the best that is better than this on the first half. Where dev rows or
+    tries are few, all answer all of them. Stops early, keeping what is done, when time is up.
+
+    Source: successive halving, Jamieson and Talwalkar (2016), "Non-stochastic Best Arm
+    Identification and Hyperparameter Optimization".
+    """
+    first, rest = looks(len(task.dev))
+    if beat is None and len(tries) <= FINALISTS:
+        first, rest = range(len(task.dev)), range(0)
+    done: list[Candidate] = []
+    for number, (what, recipe) in enumerate(tries, 1):
+        if done and task.late:
+            return done
+        phase = f"choosing on dev, {number} of {len(tries)}: {what}"
+        done.append(_tried(task, arm, what, recipe, first, phase))
+        task.report("candidate", {"arm": arm, **done[-1].to_json()})
+    if not rest:
+        return done
+    ranked = sorted(done, key=rank, reverse=True)
+    if beat is None:
+        finalists = ranked[:FINALISTS]
+    else:
+        level = beat.on(first) or 0.0
+        finalists = [c for c in ranked[:1] if c.score is not None and c.score > level]
+    for candidate in finalists:
+        if task.late:
+            break
+        phase = f"choosing on dev, the rest: {candidate.what}"
+        other = _tried(task, arm, candidate.what, candidate.recipe, rest, phase)
+        whole = _joined(candidate, other)
+        task.report("candidate", {"arm": arm, **whole.to_json()})
+        done[done.index(candidate)] = whole
+    return done
+
+
+def _tried(
+    task: Task, arm: str, what: str, recipe: Recipe, rows: Sequence[int], phase: str
+) -> Candidate:
+    start, dev = time.monotonic(), [task.dev[row] for row in rows]
+    tick = ticker(task.report, arm, phase, len(dev))
+    answers = FittedRecipe(recipe, task.kitchen).answer([e.prompt for e in dev], tick)
+    given = [answer for answer in answers if isinstance(answer, Answer)]
+    return Candidate(
+        what=what,
+        recipe=recipe,
+        seconds=time.monotonic() - start,
+        scores=dict(zip(rows, scored(task, dev, answers))),
+        prompt_tokens=statistics.fmean(a.prompt_tokens for a in given) if given else 0.0,
+        output_tokens=statistics.fmean(a.output_tokens for a in given) if given else 0.0,
+        whole=len(rows) == len(task.dev),
+    )
+
+
+def _joined(one: Candidate, other: Candidate) -> Candidate:
+    """A candidate's first look and the rest of the rows."""
+    share = len(one.scores) / (len(one.scores) + len(other.scores))
+    return Candidate(
+        what=one.what,
+        recipe=one.recipe,
+        seconds=one.seconds + other.seconds,
+        scores={**one.scores, **other.scores},
+        prompt_tokens=share * one.prompt_tokens + (1 - share) * other.prompt_tokens,
+        output_tokens=share * one.output_tokens + (1 - share) * other.output_tokens,
+    )
+
+
+def spread(task: Task, candidates: Sequence[Candidate], of: str) -> dict[str, Any] | None:
+    """How much scores vary between candidates that should do the same; None below two.
+
+    On the rows of the first look, which all of them have answered.
+    """
+    rows, _ = looks(len(task.dev))
+    scores = [score for c in candidates if (score := c.on(rows)) is not None]
+    if len(scores) < 2:
+        return None
+    return {"of": of, "n": len(scores), "sd": statistics.stdev(scores), "scores": scores}
+
+
+def rank(candidate: Candidate) -> tuple[bool, float, float]:
+    """Those that answered all rows come first, then the score; of equals the shorter prompt."""
+    score = -1.0 if candidate.score is None else candidate.score
+    return candidate.whole, score, -candidate.prompt_tokens
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate:
+    return max(candidates, key=rank)
+
+
+def chosen_on_dev(task: Task, arm: str, tries: Tries) -> Fit:
+    """Try recipes on dev and keep the best."""
+    start = time.monotonic()
+    if len(tries) == 1:
+        # Nothing to choose: dev rows need not be answered.
+        what, recipe = tries[0]
+        return Fit(
+            FittedRecipe(recipe, task.kitchen),
+            _record(arm, recipe, [], f"nothing to choose: {what}", time.monotonic() - start),
+        )
+    return fit_of(task, arm, contest(task, arm, tries), start)
+
+
+def fit_of(
+    task: Task,
+    arm: str,
+    candidates: Sequence[Candidate],
+    start: float,
+    noise: dict[str, Any] | None = None,
+) -> Fit:
+    """The best of some candidates, as a fit that began at `start` (`time.monotonic()`)."""
+    winner = best(candidates)
+    score = "not measurable" if winner.score is None else f"{winner.score:.3f}"
+    why = f"{winner.what}: {score} on {winner.n} dev rows, best of {len(candidates)}"
+    record = _record(arm, winner.recipe, candidates, why, time.monotonic() - start)
+    in_order = [winner.scores[row] for row in range(len(task.dev))] if winner.whole else None
+    record |= {"dev_scores": in_order, "spread": noise}
+    return Fit(FittedRecipe(winner.recipe, task.kitchen), record)
+
+
+def _record(
+    arm: str, recipe: Recipe, candidates: Sequence[Candidate], why: str, seconds: float
+) -> dict[str, Any]:
+    """fit.json of an arm that is a recipe and was not trained."""
+    return {
+        "arm": arm,
+        "recipe": recipe.to_json(),
+        "chosen": describe(recipe),
+        "candidates": [candidate.to_json() for candidate in candidates],
+        "why": why,
+        "seconds": seconds,
+        "training": None,
+    }

@@ -1,0 +1,65 @@
+"""Looking at what the rows ask for: what is asked of the model, and what is not asked twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tuneworthy as tw
+from tests.fakes import projects
+from tuneworthy.arms.recipe import FittedRecipe, Recipe
+from tuneworthy.decision.diagnosis import RIGHT, RowDiagnosis
+from tuneworthy.workflows import diagnosing
+from tuneworthy.workflows.diagnosing import PROMPTS, ROWS, SAMPLES, TEMPERATURE
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[RowDiagnosis]]:
+    """What the diagnosis asked (recipe, temperature, rows), and what it found."""
+    asked: list[tuple[Recipe, float, int]] = []
+    found: list[RowDiagnosis] = []
+    answer, diagnose = FittedRecipe.answer, diagnosing.diagnose
+    inside = False
+
+    def spy(self: FittedRecipe, inputs: Sequence[Any], on_answer: Any = None) -> Any:
+        if inside:
+            asked.append((self.recipe, self.kitchen.decoding.temperature, len(inputs)))
+        return answer(self, inputs, on_answer)
+
+    def rows(self: Any) -> list[RowDiagnosis]:
+        nonlocal inside
+        inside = True
+        try:
+            return real(self)
+        finally:
+            inside = False
+
+    def keep(rows_found: list[RowDiagnosis], **given: Any) -> Any:
+        found.extend(rows_found)
+        return diagnose(rows_found, **given)
+
+    real = diagnosing._Look.rows
+    monkeypatch.setattr(diagnosing._Look, "rows", rows)
+    monkeypatch.setattr(FittedRecipe, "answer", spy)
+    monkeypatch.setattr(diagnosing, "diagnose", keep)
+    return asked, found
+
+
+def test_each_prompt_has_its_own_examples_the_same_for_all_rows(
+    project_folder: Path, looked: tuple[list[Any], list[RowDiagnosis]]
+) -> None:
+    asked, found = looked
+    tw.decide(projects.write(project_folder, projects.rows(300), arms=["zero-shot", "lora"]))
+    greedy = [recipe for recipe, temperature, _ in asked if temperature == 0]
+    sampled = [(recipe, rows) for recipe, temperature, rows in asked if temperature]
+    assert len(greedy) == PROMPTS and all(recipe.examples.ids for recipe in greedy)
+    assert len({recipe.examples.ids for recipe in greedy}) == PROMPTS
+    assert {temperature for _, temperature, _ in asked} <= {0.0, TEMPERATURE}
+    # Sampling tells nothing of a row that a greedy answer had right.
+    missed = [row for row in found if all(score < RIGHT for score in row.greedy)]
+    assert 0 < len(missed) < len(found) <= ROWS
+    assert [rows for _, rows in sampled] == [len(missed)] * SAMPLES
+    assert all(len(row.sampled) == (SAMPLES if row in missed else 0) for row in found)
