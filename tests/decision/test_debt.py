@@ -74,6 +74,7 @@ def test_rules_of_the_trade_fire_on_what_they_name() -> None:
     assert fires == {
         "too few rows": True,
         "no held-out set": False,
+        "trained too short": None,
         "training for style": True,
         "training for facts": True,
         "a one-off task": False,
@@ -84,3 +85,15 @@ def test_rules_of_the_trade_fire_on_what_they_name() -> None:
         assert rule["said"].endswith(".") and rule["source"]
     bare = judged(arm("few-shot", right(160)))
     assert {rule["fires"] for rule in bare.rules} == {None, False}
+
+
+@pytest.mark.parametrize(
+    ("share", "fires"), [(0.46, True), (0.1, True), (0.02, False), (0.0, False)]
+)
+def test_a_dev_loss_that_still_falls_at_the_end_is_said(share: float, fires: bool) -> None:
+    decision = judged(
+        arm("few-shot", right(150)), arm("lora", right(152), still_falling=share), train_rows=4000
+    )
+    [rule] = [rule for rule in decision.rules if rule["rule"] == "trained too short"]
+    assert rule["fires"] == fires and f"{share:.0%}".rstrip("%") in rule["said"]
+    assert ("still fell by" in " ".join(decision.because)) == fires

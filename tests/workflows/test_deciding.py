@@ -525,3 +525,23 @@ def test_the_command_reproduces_the_run(project: Path) -> None:
         "--set margin=0.05 --set metric=exact"
     )
     assert "--set margin=0.05" in (decision.folder / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("losses", "stopped", "share"),
+    [
+        ([4.0, 0.8, 0.4], "finished", 0.5),
+        ([4.0, 0.8, 0.9], "finished", -0.125),
+        ([4.0, 0.8, 0.4], "early", None),
+        ([4.0, 0.8, 0.4], "deadline", None),
+        ([4.0], "finished", None),
+    ],
+)
+def test_the_last_stretch_of_training_is_read_off_its_history(
+    losses: list[float], stopped: str, share: float | None
+) -> None:
+    history = [{"step": step, "dev_loss": loss} for step, loss in enumerate(losses)]
+    record = {"training": {"history": history, "stopped": stopped}}
+    found = deciding._still_falling(record)
+    assert found == (None if share is None else pytest.approx(share))
+    assert deciding._still_falling({"training": None}) is None

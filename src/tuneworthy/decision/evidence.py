@@ -42,6 +42,9 @@ class ArmEvidence:
     graded: bool
     cut_short: str | None = None
     """How far training came when the budget ended it; None if it came to its own end."""
+    still_falling: float | None = None
+    """Share by which the last stretch of training lowered the dev loss, where training ended with
+    its epochs; None where it ended otherwise, or that is not known."""
     without_grammar: str | None = None
     """The arm that is this one but for its grammar, if both were measured."""
     seeds: tuple[ArmEvidence, ...] = ()

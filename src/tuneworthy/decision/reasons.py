@@ -84,6 +84,13 @@ def cut_short(arm: str, done: str, other: str, delta: Difference | None) -> str:
     )
 
 
+def still_falling(arm: str, share: float) -> str:
+    return (
+        f"The dev loss of {arm} still fell by {percent(share)} in the last stretch of its epochs: with "
+        "more of them it may score more."
+    )
+
+
 def no_time(arm: str) -> str:
     return f"The budget was used up before {arm} could be measured, so 0 of its scores are known."
 

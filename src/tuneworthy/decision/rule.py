@@ -12,7 +12,7 @@ from tuneworthy.decision.cost import break_even_requests, month_usd
 from tuneworthy.decision.debt import debt
 from tuneworthy.decision.evidence import ArmEvidence
 from tuneworthy.decision.records import ArmResult, Background, Decision, Terms, Verdict
-from tuneworthy.decision.trade import rules
+from tuneworthy.decision.trade import STILL_FALLING, rules
 from tuneworthy.evaluation.statistics import (
     ALPHA,
     holm,
@@ -361,6 +361,10 @@ class _Court:
         if self.trained and self.untrained:
             paid_back = self._add_break_even(chosen)
         for arm in self.trained:
+            if (arm.evidence.still_falling or 0.0) >= STILL_FALLING:
+                self.because.append(
+                    reasons.still_falling(arm.name, arm.evidence.still_falling or 0.0)
+                )
             few = self.terms.train_rows < SMALL_TRAINING_SET
             if few and arm.delta and arm.delta.value < 0:
                 self.because.append(

@@ -13,6 +13,8 @@ from tuneworthy.decision.reasons import number, percent
 from tuneworthy.decision.records import ArmResult, Terms
 
 FEW_ROWS = 1000
+STILL_FALLING = 0.1
+"""Share of the dev loss that the last stretch of a training that has ended may still take away."""
 MOST_OF_THE_GAIN = 0.8
 """Share of training's gain over the bare prompt that another arm must reach to have made it."""
 
@@ -41,6 +43,7 @@ def rules(
     found = [
         _few_rows(terms),
         _held_out(terms, test_given),
+        _too_short(arms),
         _style(named, trained),
         _facts(trained, facts_share),
         _one_off(trained, terms, break_even),
@@ -72,6 +75,20 @@ def _held_out(terms: Terms, test_given: bool) -> Rule:
         False,
         f"There is a test set, {own}: no arm was fitted on it.",
         "Ng, Machine Learning Yearning, chapters 5 to 7",
+    )
+
+
+def _too_short(arms: Sequence[ArmResult]) -> Rule:
+    source = "Prechelt 1998, Early Stopping, But When?: stop where dev no longer gains"
+    falls = {a.name: a.evidence.still_falling for a in arms if a.evidence.still_falling is not None}
+    if not falls:
+        return Rule("trained too short", None, "No training that ended with its epochs.", source)
+    name = max(falls, key=lambda n: falls[n])
+    return Rule(
+        "trained too short",
+        falls[name] >= STILL_FALLING,
+        f"The last stretch of training {name} lowered its dev loss by {percent(max(0.0, falls[name]))}.",
+        source,
     )
 
 

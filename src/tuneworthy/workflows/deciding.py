@@ -129,6 +129,15 @@ def cut_short(record: dict[str, Any]) -> str | None:
     return f"{training['steps']} of {training['planned_steps']} steps"
 
 
+def _still_falling(record: dict[str, Any]) -> float | None:
+    """See `ArmEvidence.still_falling`, from fit.json."""
+    training = record["training"]
+    if training is None or training["stopped"] != "finished" or len(training["history"]) < 2:
+        return None
+    *_, before, last = (point["dev_loss"] for point in training["history"])
+    return 1 - float(last) / before if before > 0 else 0.0
+
+
 def _train_longer(session: Session, arm: str) -> None:
     """Take up an arm that an earlier, smaller budget cut short: its training goes on."""
     record = session.fit_record(arm)
@@ -345,6 +354,7 @@ def arm_evidence(
         memory_peak_bytes=max(memory) or None,
         graded=graded,
         cut_short=cut_short(fit),
+        still_falling=_still_falling(fit),
         without_grammar=_without_grammar(folder, fit) if place is None else None,
         seeds=tuple(
             arm_evidence(folder, project, rows, name, graded=graded, place=seed)
