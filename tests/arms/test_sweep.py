@@ -40,11 +40,11 @@ class Rated(FakeEngine):
         return result
 
 
-def swept(folder: Path, losses: dict[float, float]) -> tuple[float, Rated, dict[str, Any]]:
+def task_of(folder: Path, engine: FakeEngine) -> Task:
     projects.write(folder, projects.rows(300))
     project = load_project(folder)
-    rows, engine = ledger.prepare(project).rows, Rated(losses)
-    task = Task(
+    rows = ledger.prepare(project).rows
+    return Task(
         project=project,
         kitchen=Kitchen(engine, Decoding(max_tokens=8), rows.train, FakeEmbedder, None),
         train=rows.train,
@@ -53,6 +53,11 @@ def swept(folder: Path, losses: dict[float, float]) -> tuple[float, Rated, dict[
         folder=folder / "arm",
         report=lambda kind, fields: None,
     )
+
+
+def swept(folder: Path, losses: dict[float, float]) -> tuple[float, Rated, dict[str, Any]]:
+    engine = Rated(losses)
+    task = task_of(folder, engine)
     arm = ARMS["lora"]
     assert isinstance(arm, Trained)
     settings, _ = arm.settled(task)
@@ -83,3 +88,19 @@ def test_short_runs_are_of_few_rows_and_judge_dev_alone(project_folder: Path) ->
     for settings, train, dev in engine.runs:
         assert not settings.watch_overfitting and settings.evaluations_per_epoch == 1
         assert train <= SWEEP_ROWS and dev <= SWEEP_DEV_ROWS
+
+
+def test_what_an_ended_process_has_trained_is_paid_for_too(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FakeEngine.train
+
+    def resumed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As a run that went on from a checkpoint: most of its seconds lie before this process."""
+        result = real(self, *args, **kwargs)
+        object.__setattr__(result, "seconds", 500.0)
+        return result
+
+    monkeypatch.setattr(FakeEngine, "train", resumed)
+    task = task_of(project_folder, FakeEngine())
+    assert ARMS["lora"].fit(task).record["seconds"] >= 500.0

@@ -76,7 +76,8 @@ class Trained:
             },
             "candidates": sweep["candidates"],
             "why": self._why(result),
-            "seconds": sweep["seconds"] + time.monotonic() - start,
+            # What a process that was ended before has trained counts too: its checkpoint tells.
+            "seconds": sweep["seconds"] + max(time.monotonic() - start, result.seconds),
             "training": {**asdict(result), "history": list(result.history)},
         }
         return Fit(FittedRecipe(recipe, task.kitchen), record)
