@@ -426,7 +426,7 @@ def test_an_endpoint_that_goes_away_in_the_middle(
     there = True
 
     def behaviour(number: int, body: dict[str, Any]) -> fake_endpoint.Reply:
-        return nearest_neighbour(number, body) if there and number != 160 else broken(number)
+        return nearest_neighbour(number, body) if there and number != 180 else broken(number)
 
     def broken(number: int) -> fake_endpoint.Reply:
         nonlocal there
@@ -444,9 +444,9 @@ def test_an_endpoint_that_goes_away_in_the_middle(
         [run] = (folder / "runs").iterdir()
         path = run / "arms" / "few-shot" / "predictions.jsonl"
         before = path.read_text().splitlines()
-        # 1 probe, 60 rows of zero-shot and 3 orders of examples on 20 dev rows came before: up to
-        # 8 requests were on their way.
-        assert 159 - 121 - 8 <= len(before) < 60
+        # 1 probe, 60 rows of zero-shot, and 2 draws and 2 orders of examples on 20 dev rows came
+        # before: up to 8 requests were on their way.
+        assert 179 - 141 - 8 <= len(before) < 60
         assert not any(json.loads(line)["failure"] for line in before)
         there, asked = True, len(endpoint.asked)
         assert tuneworthy("decide", "project").code == 0
