@@ -16,9 +16,9 @@ from tuneworthy.arms.recipe import Examples, Recipe
 from tuneworthy.types import Example
 
 MODES = ("fixed", "diverse", "similar")
-"""Random ones for each request are read anew each time, and no better than fixed ones."""
+"""Not those drawn for each request: nothing of them is shared, so trying them costs most."""
 DRAWS = 2
-"""Of fixed examples: which of them are drawn matters more than most think."""
+"""Of fixed examples, so that one unlucky draw does not stand for all; each is read once."""
 ORDERS = 2
 """Other orders of the chosen examples that are tried, to see what order alone does."""
 
