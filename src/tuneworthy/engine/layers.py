@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuneworthy.engine.attention import Attending, attend
+from tuneworthy.engine.attention import Attending, LayerAttention, attend
 from tuneworthy.engine.hardware import liger
 
 CACHED_ROWS = 128
@@ -337,6 +337,12 @@ def _attention(module: Any, answering: bool) -> Callable[..., Any] | None:
         return None
 
     three = _together(answering, module.q_proj, module.k_proj, module.v_proj)
+    how = LayerAttention(
+        module.layer_idx,
+        getattr(module, "scaling", None) or module.head_dim**-0.5,
+        getattr(module, "sliding_window", None),
+        getattr(module, "attn_logit_softcapping", None),
+    )
 
     def forward(
         self: Any,
@@ -354,17 +360,7 @@ def _attention(module: Any, answering: bool) -> Callable[..., Any] | None:
         cos, sin = (x[0] for x in position_embeddings)
         if cos.shape[-1] != self.head_dim:
             raise NotImplementedError("rotary embedding over a part of the head")
-        output_T_H_D = attend(
-            query,
-            key,
-            value,
-            (cos, sin),
-            pack,
-            self.layer_idx,
-            getattr(self, "scaling", None),
-            getattr(self, "sliding_window", None),
-            getattr(self, "attn_logit_softcapping", None),
-        )
+        output_T_H_D = attend(query, key, value, (cos, sin), how, pack)
         return self.o_proj(output_T_H_D.reshape(1, tokens, -1)), None
 
     return forward

@@ -433,18 +433,13 @@ def find_run(path: Path) -> tuple[RunFolder, Project]:
 
     Raises StorageError if there is none.
     """
-    if path.is_file():
-        path = path.parent
-    if (path / "config.json").exists():
-        folder = RunFolder(path)
-    else:
-        finished = [run for run in store.runs(path) if run.decision.exists()]
-        if not finished:
-            raise StorageError(
-                "no finished run here", where=str(path), hint=f"tuneworthy decide {path}"
-            )
-        folder = finished[-1]
-    return folder, project_of(folder)
+    named = (path / "config.json").exists()
+    found = [run for run in store.find_runs(path) if named or run.decision.exists()]
+    if not found:
+        raise StorageError(
+            "no finished run here", where=str(path), hint=f"tuneworthy decide {path}"
+        )
+    return found[-1], project_of(found[-1])
 
 
 def project_of(folder: RunFolder) -> Project:
