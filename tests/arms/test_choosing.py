@@ -12,8 +12,17 @@ import pytest
 
 from tests.fakes import projects
 from tuneworthy.arms import Kitchen, Task
-from tuneworthy.arms.choosing import FINALISTS, Candidate, best, contest, fit_of, looks, spread
-from tuneworthy.arms.recipe import FittedRecipe, Recipe
+from tuneworthy.arms.choosing import (
+    FINALISTS,
+    PILOT_ROWS,
+    Candidate,
+    best,
+    contest,
+    fit_of,
+    looks,
+    spread,
+)
+from tuneworthy.arms.recipe import Examples, FittedRecipe, Recipe
 from tuneworthy.config import load_project
 from tuneworthy.engine.fake import FakeEmbedder, FakeEngine
 from tuneworthy.evaluation import metrics
@@ -134,3 +143,48 @@ def test_out_of_time_what_was_tried_is_kept_and_no_dev_score_is_made_up(
     found = contest(task, "few-shot", tries(*NAMES))
     assert [(candidate.what, candidate.n) for candidate in found] == [("bad", 50)]
     assert fit_of(task, "few-shot", found, time.monotonic()).record["dev_scores"] is None
+
+
+def row_by_row(*names: str) -> list[tuple[str, Recipe]]:
+    similar = Examples("similar", 5)
+    return [(name, Recipe(system=name, examples=similar)) for name in names]
+
+
+def hurried(folder: Path, row_seconds: float | None, left: float = 60.0) -> Task:
+    deadline = None if row_seconds is None else time.monotonic() + left
+    return replace(task_of(folder, ROWS), deadline=deadline, row_seconds=row_seconds)
+
+
+@pytest.mark.parametrize(("row_seconds", "left"), [(1e-9, 60.0), (60.0, 1e-3)])
+def test_what_a_budget_cannot_measure_is_given_up_after_a_few_rows(
+    project_folder: Path,
+    asked: Asked,
+    monkeypatch: pytest.MonkeyPatch,
+    row_seconds: float,
+    left: float,
+) -> None:
+    task = hurried(project_folder, row_seconds, left)
+    monkeypatch.setattr(Task, "late", False)
+    found = contest(task, "few-shot", [*tries("bad", "fair"), *row_by_row("good")])
+    assert [candidate.slow for candidate in found] == [False, False, True]
+    assert len(rows_of(asked, "good")) == PILOT_ROWS
+    fit = fit_of(task, "few-shot", found, time.monotonic())
+    assert fit.record["recipe"]["system"] == "fair" and fit.record["cut_short"]
+    assert "best of 2; good: " in fit.record["why"]
+    assert "for which the budget has no time" in fit.record["why"]
+
+
+def test_what_a_budget_can_measure_is_asked_each_row_once(
+    project_folder: Path, asked: Asked
+) -> None:
+    task = hurried(project_folder, 60.0)
+    found = contest(task, "few-shot", [*tries("bad", "fair"), *row_by_row("good")])
+    assert rows_of(asked, "good") == list(range(ROWS))
+    fit = fit_of(task, "few-shot", found, time.monotonic())
+    assert fit.record["recipe"]["system"] == "good" and not fit.record["cut_short"]
+
+
+def test_the_first_way_is_tried_however_slow(project_folder: Path, asked: Asked) -> None:
+    found = contest(hurried(project_folder, 1e-9), "rag", row_by_row("good", "fair", "bad"))
+    assert [candidate.slow for candidate in found] == [False, True, True]
+    assert best(found).what == "good" and rows_of(asked, "good") == list(range(ROWS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneworthy.arms.base import Fit, Task, describe, scored, ticker
@@ -15,6 +15,8 @@ from tuneworthy.types import Answer
 FINALISTS = 2
 FEWEST_ROWS = 40
 """Of a first look: on fewer rows it would tell too little."""
+PILOT_ROWS = 8
+"""Of a way that may be too slow for the budget."""
 
 Tries = Sequence[tuple[str, Recipe]]
 """Recipes and what to call them."""
@@ -33,6 +35,8 @@ class Candidate:
     output_tokens: float = 0.0
     whole: bool = True
     """Whether all dev rows were answered, not only those of the first look."""
+    slow: bool = False
+    """Whether the budget has no time to measure it."""
 
     @property
     def score(self) -> float | None:
@@ -72,7 +76,9 @@ def contest(
     """Answer half of the dev rows with each recipe, and the others with the best two.
 
     With `beat`, only with the best that is better than this on the first half. Where dev rows or
-    tries are few, all answer all of them. Stops early, keeping what is done, when time is up.
+    tries are few, all answer all of them. Stops early, keeping what is done, when time is up; of
+    recipes that are read anew for each row, those that the budget has no time for are left after
+    a few rows.
 
     Source: successive halving, Jamieson and Talwalkar (2016), "Non-stochastic Best Arm
     Identification and Hyperparameter Optimization".
@@ -85,13 +91,14 @@ def contest(
         if done and task.late:
             return done
         phase = f"choosing on dev, {number} of {len(tries)}: {what}"
-        done.append(_tried(task, arm, what, recipe, first, phase))
+        look = _looked if done else _tried
+        done.append(look(task, arm, what, recipe, first, phase))
         task.report("candidate", {"arm": arm, **done[-1].to_json()})
     if not rest:
         return done
     ranked = sorted(done, key=rank, reverse=True)
     if beat is None:
-        finalists = ranked[:FINALISTS]
+        finalists = [c for c in ranked[:FINALISTS] if not c.slow]
     else:
         level = beat.on(first) or 0.0
         finalists = [c for c in ranked[:1] if c.score is not None and c.score > level]
@@ -100,10 +107,24 @@ def contest(
             break
         phase = f"choosing on dev, the rest: {candidate.what}"
         other = _tried(task, arm, candidate.what, candidate.recipe, rest, phase)
-        whole = _joined(candidate, other)
+        whole = _joined(task, candidate, other)
         task.report("candidate", {"arm": arm, **whole.to_json()})
         done[done.index(candidate)] = whole
     return done
+
+
+def _looked(
+    task: Task, arm: str, what: str, recipe: Recipe, rows: Sequence[int], phase: str
+) -> Candidate:
+    """A look that is given up after a few rows where the budget has no time for such a recipe."""
+    if task.row_seconds is None or task.deadline is None or not recipe.row_by_row:
+        return _tried(task, arm, what, recipe, rows, phase)
+    few = _tried(task, arm, what, recipe, rows[:PILOT_ROWS], phase)
+    left = rows[PILOT_ROWS:]
+    price = few.seconds / len(few.scores)
+    if price > task.row_seconds or time.monotonic() + price * len(left) > task.deadline:
+        return replace(few, slow=True)
+    return _joined(task, few, _tried(task, arm, what, recipe, left, phase)) if left else few
 
 
 def _tried(
@@ -124,16 +145,18 @@ def _tried(
     )
 
 
-def _joined(one: Candidate, other: Candidate) -> Candidate:
-    """A candidate's first look and the rest of the rows."""
+def _joined(task: Task, one: Candidate, other: Candidate) -> Candidate:
+    """One candidate's answers to some rows and to others."""
+    scores = {**one.scores, **other.scores}
     share = len(one.scores) / (len(one.scores) + len(other.scores))
     return Candidate(
         what=one.what,
         recipe=one.recipe,
         seconds=one.seconds + other.seconds,
-        scores={**one.scores, **other.scores},
+        scores=scores,
         prompt_tokens=share * one.prompt_tokens + (1 - share) * other.prompt_tokens,
         output_tokens=share * one.output_tokens + (1 - share) * other.output_tokens,
+        whole=len(scores) == len(task.dev),
     )
 
 
@@ -143,16 +166,19 @@ def spread(task: Task, candidates: Sequence[Candidate], of: str) -> dict[str, An
     On the rows of the first look, which all of them have answered.
     """
     rows, _ = looks(len(task.dev))
-    scores = [score for c in candidates if (score := c.on(rows)) is not None]
+    looked = [candidate for candidate in candidates if not candidate.slow]
+    scores = [score for c in looked if (score := c.on(rows)) is not None]
     if len(scores) < 2:
         return None
     return {"of": of, "n": len(scores), "sd": statistics.stdev(scores), "scores": scores}
 
 
-def rank(candidate: Candidate) -> tuple[bool, float, float]:
-    """Those that answered all rows come first, then the score; of equals the shorter prompt."""
+def rank(candidate: Candidate) -> tuple[bool, bool, float, float]:
+    """What can be measured comes first, then who answered all rows, then the score; of equals the
+    shorter prompt.
+    """
     score = -1.0 if candidate.score is None else candidate.score
-    return candidate.whole, score, -candidate.prompt_tokens
+    return not candidate.slow, candidate.whole, score, -candidate.prompt_tokens
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
@@ -182,8 +208,13 @@ def fit_of(
     """The best of some candidates, as a fit that began at `start` (`time.monotonic()`)."""
     winner = best(candidates)
     score = "not measurable" if winner.score is None else f"{winner.score:.3f}"
-    why = f"{winner.what}: {score} on {winner.n} dev rows, best of {len(candidates)}"
+    tried = [candidate for candidate in candidates if not candidate.slow]
+    why = f"{winner.what}: {score} on {winner.n} dev rows, best of {len(tried)}"
+    for slow in (candidate for candidate in candidates if candidate.slow):
+        price = slow.seconds / len(slow.scores)
+        why += f"; {slow.what}: {price:.1f} s a row, for which the budget has no time"
     record = _record(arm, winner.recipe, candidates, why, time.monotonic() - start)
+    record["cut_short"] = task.late or len(tried) < len(candidates)
     in_order = [winner.scores[row] for row in range(len(task.dev))] if winner.whole else None
     record |= {"dev_scores": in_order, "spread": noise}
     return Fit(FittedRecipe(winner.recipe, task.kitchen), record)
@@ -201,4 +232,5 @@ def _record(
         "why": why,
         "seconds": seconds,
         "training": None,
+        "cut_short": False,
     }
