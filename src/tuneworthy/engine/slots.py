@@ -194,7 +194,7 @@ class Slots:
         (pool, line), tokens = self.places[row], self.lengths[row]
         return pool.keys[:, line, :, :tokens].clone(), pool.values[:, line, :, :tokens].clone()
 
-    def fill(self, rows: range, beginning: Beginning) -> None:
+    def fill(self, rows: Sequence[int], beginning: Beginning) -> None:
         """Put a beginning in front of rows."""
         count = len(beginning.ids)
         for row in rows:
