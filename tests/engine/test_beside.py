@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_joined_adapters_are_forgotten_after_a_while(tmp_path: Path) -> None:
     model = tiny.model()
     loaded = [beside.load(model, stored(tmp_path / str(i), "llama", i)) for i in range(7)]
     routes = beside.Beside()
-    for one, other in zip(loaded, loaded[1:]):
+    for one, other in pairwise(loaded):
         routes.route([one, other, None], 4)
     assert len(routes._joined) == beside.MIXTURES
     routes.route([None], 4)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes import learning, tiny
+from tests.fakes import tiny
 from tuneworthy.engine import generation, layers, runner, slots
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import Plain, Quick, opened
