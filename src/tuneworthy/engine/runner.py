@@ -115,8 +115,13 @@ class Quick:
         self.adapters, self.wanted, self.apart = [], tuple(ids), None
 
     @property
+    def _held(self) -> int:
+        """Tokens of the beginning that each slot holds itself: all, or it is attended to apart."""
+        return len(self.wanted) if len(self.wanted) < APART_AT_LEAST else 0
+
+    @property
     def mixes(self) -> bool:
-        return self.adapts and len(self.wanted) < APART_AT_LEAST
+        return self.adapts and self._held == len(self.wanted)
 
     def _beginning(self, adapter: Adapter | None) -> Beginning:
         """Keys and values of what rows begin with, as they were kept or read now."""
@@ -146,7 +151,7 @@ class Quick:
 
     def _taken(self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None]) -> torch.Tensor:
         """Rows into slots; last hidden states of each one's last token, (N, C)."""
-        held = len(self.wanted) if len(self.wanted) < APART_AT_LEAST else 0
+        held = self._held
         added = self.slots.add([held + len(row) for row in rows])
         self.adapters += adapters
         found: dict[int, torch.Tensor] = {}
