@@ -284,8 +284,10 @@ def runs(project_folder: Path) -> list[RunFolder]:
 def find_runs(path: Path, name: str | None = None) -> list[RunFolder]:
     """The named run, the run whose folder this is, or every run of a project, oldest first.
 
-    Raises StorageError if no run has that name.
+    `path` may be a file in that folder, such as the project file. Raises StorageError if no run
+    has that name.
     """
+    path = path.parent if path.is_file() else path
     if name is None:
         return [RunFolder(path.resolve())] if (path / "config.json").exists() else runs(path)
     places = [Path(name), path / name, path / "runs" / name]

@@ -12,8 +12,17 @@ import pytest
 
 from tests.fakes import projects
 from tuneworthy.arms import Kitchen, Task
-from tuneworthy.arms.choosing import FINALISTS, Candidate, best, contest, fit_of, looks, spread
-from tuneworthy.arms.recipe import FittedRecipe, Recipe
+from tuneworthy.arms.choosing import (
+    FINALISTS,
+    PILOT_ROWS,
+    Candidate,
+    best,
+    contest,
+    fit_of,
+    looks,
+    spread,
+)
+from tuneworthy.arms.recipe import Examples, FittedRecipe, Recipe
 from tuneworthy.config import load_project
 from tuneworthy.engine.fake import FakeEmbedder, FakeEngine
 from tuneworthy.evaluation import metrics
@@ -132,5 +141,63 @@ def test_out_of_time_what_was_tried_is_kept_and_no_dev_score_is_made_up(
 ) -> None:
     task = replace(task_of(project_folder, ROWS), deadline=time.monotonic() - 1)
     found = contest(task, "few-shot", tries(*NAMES))
-    assert [(candidate.what, candidate.n) for candidate in found] == [("bad", 50)]
-    assert fit_of(task, "few-shot", found, time.monotonic()).record["dev_scores"] is None
+    assert [candidate.n for candidate in found] == [50, 0, 0, 0]
+    record = fit_of(task, "few-shot", found, time.monotonic()).record
+    assert record["dev_scores"] is None and record["cut_short"]
+    assert "best of 1; fair: not tried for want of time; good: " in record["why"]
+
+
+def row_by_row(*names: str) -> list[tuple[str, Recipe]]:
+    similar = Examples("similar", 5)
+    return [(name, Recipe(system=name, examples=similar)) for name in names]
+
+
+def hurried(folder: Path, row_seconds: float | None, left: float = 60.0) -> Task:
+    deadline = None if row_seconds is None else time.monotonic() + left
+    return replace(task_of(folder, ROWS), deadline=deadline, row_seconds=row_seconds)
+
+
+def test_what_is_slow_and_not_ahead_is_given_up_after_a_few_rows(
+    project_folder: Path, asked: Asked
+) -> None:
+    task = hurried(project_folder, 1e-9)
+    found = contest(task, "few-shot", [*tries("bad", "good"), *row_by_row("fair", "late bloomer")])
+    assert [candidate.given_up for candidate in found] == [False, False, True, True]
+    assert len(rows_of(asked, "fair")) == PILOT_ROWS
+    fit = fit_of(task, "few-shot", found, time.monotonic())
+    assert fit.record["recipe"]["system"] == "good" and fit.record["cut_short"]
+    assert "best of 2; fair: " in fit.record["why"]
+    assert "not ahead by 0.02 on 16 rows" in fit.record["why"]
+
+
+def test_what_is_slow_and_far_ahead_is_chosen(project_folder: Path, asked: Asked) -> None:
+    """Training must not win because examples were not given their chance."""
+    task = hurried(project_folder, 1e-9)
+    found = contest(task, "few-shot", [*tries("bad", "fair"), *row_by_row("good")])
+    assert rows_of(asked, "good") == list(range(ROWS))
+    assert best(found).what == "good"
+    fit = fit_of(task, "few-shot", found, time.monotonic())
+    assert fit.record["recipe"]["system"] == "good" and not fit.record["cut_short"]
+
+
+def test_what_is_slow_must_be_ahead_by_more_than_the_margin() -> None:
+    quick = Candidate("quick", Recipe(), 1.0, {0: 0.5})
+    slow = Candidate("slow", Recipe(), 9.0, {0: 0.51}, handicap=0.02)
+    assert best([quick, slow]) is quick
+    assert best([quick, replace(slow, scores={0: 0.53})]).what == "slow"
+
+
+def test_what_a_budget_can_measure_is_asked_each_row_once(
+    project_folder: Path, asked: Asked
+) -> None:
+    task = hurried(project_folder, 60.0)
+    found = contest(task, "few-shot", [*tries("bad", "fair"), *row_by_row("good")])
+    assert rows_of(asked, "good") == list(range(ROWS))
+    fit = fit_of(task, "few-shot", found, time.monotonic())
+    assert fit.record["recipe"]["system"] == "good" and not fit.record["cut_short"]
+
+
+def test_the_first_way_is_tried_however_slow(project_folder: Path, asked: Asked) -> None:
+    found = contest(hurried(project_folder, 1e-9), "rag", row_by_row("good", "fair", "bad"))
+    assert [candidate.given_up for candidate in found] == [False, True, True]
+    assert best(found).what == "good" and rows_of(asked, "good") == list(range(ROWS))

@@ -18,6 +18,7 @@ from tuneworthy.engine.desk import Batching, Order, Pool, Said, open_desk
 from tuneworthy.engine.fake import FakeEngine
 from tuneworthy.engine.hardware import NumberFormat
 from tuneworthy.engine.local import LocalEngine
+from tuneworthy.engine.runner import Quick
 from tuneworthy.types import Answer, Decoding, Failure, Message, TrainingSettings, Weights
 
 WORDS = "kitchen light on off the big red lamp in hall please now and then".split()
@@ -316,3 +317,57 @@ def test_pieces_are_larger_where_many_are_answered(
     monkeypatch.setattr(desks, "PIECES_A_SECOND", 1e-3)
     fewer = ask(desk, prompts(4), Decoding(max_tokens=20))
     assert 4 >= sum(len(caller.texts) for caller in fewer if caller.said()) < told
+
+
+def test_adapters_of_one_base_are_answered_in_one_batch(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [((Message("user", word),), "lamp on") for word in WORDS]
+    known: list[Weights | None] = [None]
+    for seed in (1, 2):
+        settings = TrainingSettings(
+            method="lora", learning_rate=5e-2, epochs=2, batch_rows=4, seed=seed
+        )
+        folder = tmp_path / str(seed)
+        engine.train(pairs, pairs[:4], settings, folder, report=lambda kind, fields: None)
+        known.append(Weights("adapter", folder))
+    many, decoding = prompts(6), Decoding(max_tokens=8)
+    wanted = [
+        [a.text for a in engine.generate(many, decoding, weights=weights)]  # type: ignore[union-attr]
+        for weights in known
+    ]
+    assert wanted[0] != wanted[1] != wanted[2]
+    together: set[int] = set()
+    step = Quick.step
+
+    def stepping(self: Quick, ids: Any) -> torch.Tensor:
+        together.add(len(set(self.adapters)))
+        return step(self, ids)
+
+    monkeypatch.setattr(Quick, "step", stepping)
+    monkeypatch.setattr(desks, "TURN_SECONDS", 60.0)
+    desk = Batching(engine)
+    try:
+        calls = [[ask(desk, [one], decoding, weights=w)[0] for w in known] for one in many]
+        found = [[caller.said().answer.text for caller in row] for row in calls]
+    finally:
+        desk.close()
+    assert [list(column) for column in zip(*found)] == wanted
+    assert max(together) == 3
+
+
+def test_an_adapter_of_another_base_fails_alone(engine: LocalEngine, tmp_path: Path) -> None:
+    foreign = tiny.save(tmp_path / "other", seed=3)
+    other = open_engine(str(foreign), foreign, lambda text: None)
+    pairs = [((Message("user", word),), "lamp on") for word in WORDS]
+    settings = TrainingSettings(method="lora", learning_rate=5e-2, epochs=1, batch_rows=4)
+    other.train(pairs, pairs[:4], settings, tmp_path / "m", report=lambda kind, fields: None)
+    desk = Batching(engine)
+    try:
+        wrong = ask(desk, prompts(1), Decoding(4), weights=Weights("adapter", tmp_path / "m"))
+        right = ask(desk, prompts(3), Decoding(4))
+        assert all(caller.said() for caller in right)
+        assert wrong[0].done.wait(SECONDS) and isinstance(wrong[0].result, Failure)
+        assert "another base" in wrong[0].result.reason
+    finally:
+        desk.close()

@@ -21,7 +21,8 @@ import tuneworthy as tw
 from tests.fakes import projects
 from tests.fakes.endpoint import nearest_neighbour, serving
 from tuneworthy import store
-from tuneworthy.arms import ARMS
+from tuneworthy.arms import ARMS, Task
+from tuneworthy.arms.few_shot import FewShot
 from tuneworthy.arms.linear import FittedLinear
 from tuneworthy.arms.recipe import FittedRecipe
 from tuneworthy.engine import fake
@@ -367,6 +368,44 @@ def test_time_is_kept_for_measuring_prompts_like_the_trained_arms_own(project: P
     carried = tw.decide(tw.load(project, arms=[*arms, "few-shot+lora"], budget="100s"))
     [late] = carried.record["not_measured"]
     assert late["arm"] == "few-shot+lora" and "the budget of 100 s" in late["reason"]
+
+
+def test_arms_without_training_leave_others_their_share_of_a_budget(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+    real = FewShot.fit
+
+    def fit(self: FewShot, task: Task) -> Any:
+        if task.deadline is not None:
+            assert task.row_seconds is not None
+            seen.append((task.deadline - time.monotonic(), task.row_seconds))
+        return real(self, task)
+
+    monkeypatch.setattr(FewShot, "fit", fit)
+    # Of 100 s it has one part in three, as lora is still to come; half of it to choose.
+    tw.decide(tw.load(project, arms=["zero-shot", "few-shot", "lora"], budget="100s"))
+    [(left, row_seconds)] = seen
+    assert 11 < left < 100 / 3 / 2
+    assert row_seconds == pytest.approx(left / 60, rel=0.1)
+    tw.decide(tw.load(project, arms=["zero-shot", "few-shot"], budget="none"), fresh=True)
+    assert len(seen) == 1, "without a budget nothing presses"
+
+
+def test_a_choice_that_a_budget_cut_short_is_made_anew_by_a_larger_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deciding, "CHOOSING", 1e-9)
+    settings = {"arms": ["zero-shot", "few-shot"]}
+    first = tw.decide(tw.load(project, budget="10m", **settings))
+    fit = store.read_json(first.folder / "arms" / "few-shot" / "fit.json")
+    assert fit["cut_short"] and [c["n"] > 0 for c in fit["candidates"]] == [True, *[False] * 3]
+    again = tw.decide(tw.load(project, budget="10m", **settings))
+    assert again.record == first.record
+    second = tw.decide(tw.load(project, budget="none", **settings))
+    assert second.folder == first.folder
+    fit = store.read_json(second.folder / "arms" / "few-shot" / "fit.json")
+    assert not fit["cut_short"] and all(c["n"] > 0 for c in fit["candidates"])
 
 
 def test_failures_of_the_machinery_are_no_scores(

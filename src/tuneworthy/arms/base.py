@@ -54,6 +54,8 @@ class Task:
     """fit.json of the arms fitted before this one: what they chose may be built upon."""
     deadline: float | None = None
     """`time.monotonic()` after which nothing new is begun."""
+    row_seconds: float | None = None
+    """What answering a sealed row may take, where a budget is shared with other arms."""
     needs: str | None = None
     """What the diagnosis says that the rows need: facts, form or both; None before it."""
 

@@ -65,6 +65,11 @@ class Recipe:
     weights: Weights | None = None
     grammar: Grammar | None = None
 
+    @property
+    def row_by_row(self) -> bool:
+        """Whether what stands in front of a prompt is its own: it is read anew for each row."""
+        return self.passages > 0 or (self.examples is not None and not self.examples.ids)
+
     def to_json(self) -> dict[str, Any]:
         """For fit.json; weights by their kind alone, they lie beside it in `model/`."""
         chosen = self.examples

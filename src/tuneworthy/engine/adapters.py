@@ -122,28 +122,6 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def attachable(folder: Path) -> bool:
-    """Whether an adapter is one that can sit beside the base's weights at little cost: LoRA."""
-    config = store.read_json(folder / "adapter_config.json")
-    return config["peft_type"] == "LORA" and not config.get("use_dora")
-
-
-def attach(model: Any, folder: Path) -> Any:
-    """The model with an adapter beside its weights, which stay as they are; see `detach`."""
-    import peft
-
-    with quiet_peft():
-        return peft.PeftModel.from_pretrained(model, str(folder)).eval()
-
-
-def detach(adapted: Any) -> Any:
-    """The model as it was before `attach`."""
-    model = adapted.unload()
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    return model
-
-
 def load_adapter(model: Any, folder: Path) -> Any:
     """The model with an adapter merged into its weights, computed in float32."""
     import peft

@@ -133,6 +133,22 @@ class Plan:
         return mask_B_S.masked_fill(hidden_B_S, float("-inf"))[:, masked_from:], masked_from
 
 
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines (T, D) that queries and keys are still to be turned by."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What attention is like in one layer. `window`: how many tokens back one sees, itself one of
+    them; `softcap`: what scores are squeezed between.
+    """
+
+    layer: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
 class Attending(Protocol):
     """What every layer is handed as `pack=`: it knows which tokens see which."""
 
@@ -146,11 +162,8 @@ class Attending(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        layer: int,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        rotary: Rotary | None,
+        how: LayerAttention,
     ) -> torch.Tensor: ...
 
 
@@ -184,18 +197,15 @@ class Plans:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        layer: int,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        rotary: Rotary | None,
+        how: LayerAttention,
     ) -> torch.Tensor:
         """See `Attending`; differentiable."""
-        plan = self(window)
+        plan = self(how.window)
         cos, sin = rotary if rotary is not None else (None, None)
         keep = plan.scores * query.element_size() * self._layers <= SAVED_BYTES
         output: torch.Tensor = PackedAttention.apply(
-            query, key, value, cos, sin, scale, softcap, plan, keep
+            query, key, value, cos, sin, how.scale, how.softcap, plan, keep
         )
         return output
 
@@ -388,8 +398,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention interface: (1, heads, T, D) in, (1, T, heads, D) out."""
     queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-    layer = module.layer_idx
-    output = attend(queries, keys, values, None, pack, layer, scaling, sliding_window, softcap)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    how = LayerAttention(module.layer_idx, scale, sliding_window, softcap)
+    output = attend(queries, keys, values, None, how, pack)
     return output[None], None
 
 
@@ -397,16 +408,12 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    rotary: Rotary | None,
+    how: LayerAttention,
     pack: Attending,
-    layer: int,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
 ) -> torch.Tensor:
     """(T, H, D) from queries (T, H, D), keys and values (T, KV, D) of one layer.
 
-    `rotary` is what they are still to be turned by, if anything.
+    `rotary` is None where they are turned already.
     """
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return pack.attend(query, key, value, rotary, layer, scale, window, softcap)
+    return pack.attend(query, key, value, rotary, how)

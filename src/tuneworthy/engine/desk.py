@@ -1,8 +1,9 @@
 """A desk: takes prompts from many hands as they come, and answers them in the batches of one engine.
 
-An engine belongs to the one thread of its desk. Rows that are answered with the same weights and begin
-alike run together; others wait for their turn, so that nobody starves: once somebody has waited for
-TURN_SECONDS, nobody joins those that run any more, and when they are done the weights are changed.
+An engine belongs to the one thread of its desk. Rows that can be answered with the weights that are
+loaded, adapters beside them, and begin alike run together; others wait for their turn, so that nobody
+starves: once somebody has waited for TURN_SECONDS, nobody joins those that run any more, and when they
+are done the weights are changed.
 
 What the prompts of a family begin with (an arm's examples, say) is learnt from those that come, and
 read once for all of them.
@@ -114,14 +115,13 @@ class _Waiting:
     work: Callable[[], Any] | None = None
     done: Future[Any] | None = None
     beginning: tuple[int, ...] = ()
+    loaded: str = ""
+    """With which weights in memory it can be answered."""
 
     @property
     def key(self) -> tuple[str, tuple[int, ...]]:
         """Orders of one key are answered together."""
-        if self.order is None:
-            return "work", ()
-        weights = self.order.weights
-        return f"{weights.kind}:{weights.folder}" if weights else "base", self.beginning
+        return self.loaded, self.beginning
 
 
 class Batching:
@@ -151,9 +151,14 @@ class Batching:
         if isinstance(row, Failure):
             order.on_done(row)
             return lambda: None
-        beginning = self._begins(order.family, row.ids)
-        self._put(_Waiting(number, time.monotonic(), order, row, beginning=beginning))
+        self._put(self._ordered(number, order, row, self._begins(order.family, row.ids)))
         return lambda: self._cancel(number)
+
+    def _ordered(
+        self, number: int, order: Order, row: Row, beginning: tuple[int, ...] = ()
+    ) -> _Waiting:
+        loaded = self.engine.together(order.weights, len(beginning))
+        return _Waiting(number, time.monotonic(), order, row, beginning=beginning, loaded=loaded)
 
     def _begins(self, family: str, ids: list[int]) -> tuple[int, ...]:
         """What this prompt and those before it in its family begin with, if that is long."""
@@ -256,9 +261,7 @@ class Batching:
             with hardware.kept_memory():
                 while True:
                     for waiting in joining:
-                        assert waiting.row and waiting.order
-                        self._running[waiting.number] = waiting.row, waiting.order
-                        scheduler.add([waiting.row])
+                        self._join(scheduler, waiting)
                     self._forget(scheduler)
                     if not scheduler.busy:
                         return
@@ -275,6 +278,16 @@ class Batching:
                     first.order.on_done(Failure(_reason(error)))
             self._failed(_reason(error))
 
+    def _join(self, scheduler: Scheduler, waiting: _Waiting) -> None:
+        assert waiting.row and waiting.order
+        try:
+            waiting.row.adapter = self.engine.adapter(waiting.order.weights)
+        except TuneworthyError as error:  # of this adapter alone
+            waiting.order.on_done(Failure(_reason(error)))
+            return
+        self._running[waiting.number] = waiting.row, waiting.order
+        scheduler.add([waiting.row])
+
     def _failed(self, reason: str) -> None:
         """Rows whose grammar broke are to blame; the others begin again and say the same."""
         running, self._running = self._running, {}
@@ -282,7 +295,7 @@ class Batching:
         for number, (_, order) in running.items():
             again = self._row(number, order) if broken and number not in broken else None
             if isinstance(again, Row):
-                self._put(_Waiting(number, time.monotonic(), order, again))
+                self._put(self._ordered(number, order, again))
             else:
                 order.on_done(Failure(reason))
 

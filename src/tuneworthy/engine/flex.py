@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from tuneworthy.engine.attention import LayerAttention, Rotary
 from tuneworthy.engine.packing import Pack
 
 SHARED = -1
@@ -59,24 +60,21 @@ class FlexPlans:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        layer: int,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        rotary: Rotary | None,
+        how: LayerAttention,
     ) -> torch.Tensor:
         """See `attention.Attending`."""
         if rotary is not None:
             query, key = _turned(query, *rotary), _turned(key, *rotary)
 
         def capped(score: Any, *where: Any) -> Any:
-            return softcap * torch.tanh(score / softcap)
+            return how.softcap * torch.tanh(score / how.softcap)
 
         output_1_H_T_D = self._attention(
             *(x.transpose(0, 1)[None] for x in (query, key, value)),
-            score_mod=None if softcap is None else capped,
-            block_mask=self._mask(window),
-            scale=scale,
+            score_mod=None if how.softcap is None else capped,
+            block_mask=self._mask(how.window),
+            scale=how.scale,
             enable_gqa=True,
         )
         output: torch.Tensor = output_1_H_T_D[0].transpose(0, 1)

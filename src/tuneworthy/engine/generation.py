@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from llguidance import LLMatcher
 
+from tuneworthy.engine.beside import Adapter
 from tuneworthy.engine.grammar import Held
 from tuneworthy.engine.runner import Runner
 from tuneworthy.errors import ModelError
@@ -48,6 +49,8 @@ class Row:
     on_text: OnText | None = None
     top: int | None = None
     """How many of the likeliest tokens to tell at each place, with the chosen one's; None: none."""
+    adapter: Adapter | None = None
+    """What goes beside the model's weights for this row."""
     told: list[Chosen] = field(default_factory=list)
     cached: int = 0
     """Tokens of the prompt whose keys and values were there already."""
@@ -102,7 +105,6 @@ class Scheduler:
         self.running: list[Row] = []
         self.beginning: list[int] = []
         self._given = None if beginning is None else list(beginning)
-        self._known = 0
         self.rows_at_most = runner.rows_at_most
         self._halved = False
 
@@ -142,15 +144,13 @@ class Scheduler:
             joining = self._joining()
             if joining:
                 # They count as running from now on, lest they be lost if memory is not enough.
-                first = len(self.running)
+                first, start = len(self.running), len(self.beginning)
                 self.running += joining
                 for row in joining:
                     row.started = row.started or time.perf_counter()
-                    # Those that come later find the beginning read by those before them.
-                    row.cached = self._known if first == 0 else len(self.beginning)
-                start = len(self.beginning)
+                    row.cached = min(start, self.runner.known(row.ids, row.adapter))
                 rows = [(row.ids + row.said)[start:] for row in joining]
-                logits_N_V = self.runner.read(rows)
+                logits_N_V = self.runner.read(rows, [row.adapter for row in joining])
                 self._take(logits_N_V, first)
             if self.running:
                 self._take(self.runner.step([row.said[-1] for row in self.running]), 0)
@@ -172,7 +172,9 @@ class Scheduler:
         found: list[Row] = []
         while self.waiting and len(found) < free:
             row = self.waiting[0]
-            if row.ids[: len(self.beginning)] != self.beginning:
+            others = self.running or found or [row]
+            alike = row.adapter is others[0].adapter or self.runner.mixes
+            if not alike or row.ids[: len(self.beginning)] != self.beginning:
                 break  # its turn comes when those that share another beginning are done
             length = max(length, self._longest(row))
             count = len(self.running) + len(found) + 1
@@ -187,17 +189,16 @@ class Scheduler:
     def _begin(self) -> None:
         """What all waiting rows begin with is read once, or was read for others before."""
         first = self.waiting[0].ids
-        known = min(self.runner.known(first), len(first) - 1)
         if self._given is not None:
             shared = len(self._given)
         else:
             shared = shared_prefix([row.ids for row in self.waiting])
+            known = min(self.runner.known(first, self.waiting[0].adapter), len(first) - 1)
             if len(self.waiting) == 1 and known >= SHARED_PREFIX_AT_LEAST:
                 shared = known
         if self.runner.rows_at_most == 1:
             shared = 0
         self.beginning = first[:shared]
-        self._known = min(known, shared)
         self.runner.begin(self.beginning)
 
     def _take(self, logits_N_V: torch.Tensor, first: int) -> None:
@@ -267,6 +268,7 @@ def score(
     runner: Runner,
     prompts: Sequence[list[int]],
     continuations: Sequence[Sequence[list[int]]],
+    adapter: Adapter | None = None,
 ) -> list[list[float]]:
     """Log-probability (nats) of each prompt's continuations, all of at least one token."""
     found: dict[int, list[float]] = {}
@@ -282,7 +284,7 @@ def score(
         size = max(1, min(size, runner.rows_at_most))
         batch, order = order[:size], order[size:]
         rows, wanted = [prompts[i][prefix:] for i in batch], [continuations[i] for i in batch]
-        found |= zip(batch, runner.score(rows, wanted))
+        found |= zip(batch, runner.score(rows, wanted, adapter))
     runner.begin(())
     return [found[i] for i in range(len(prompts))]
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from tuneworthy.engine.attention import Attending, attend
+from tuneworthy.engine.attention import Attending, LayerAttention, attend
+from tuneworthy.engine.beside import Beside
 from tuneworthy.engine.hardware import liger
 
 CACHED_ROWS = 128
@@ -98,7 +100,7 @@ class _LowRank(torch.autograd.Function):
         return grad_x, None, *of_parts
 
 
-def _norm(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
+def _norm(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
     """For RMSNorm layers, of which some multiply by the weight and some by 1 + weight."""
     name, weight = type(module).__name__, getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -118,7 +120,7 @@ def _norm(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
         )
     if plus is None:
         return None
-    if liger() and not answering:
+    if liger() and beside is None:
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
         casting = "gemma" if plus else "llama"
@@ -168,39 +170,33 @@ def _low_rank(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...
     return forward
 
 
-def _adapted_linear(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
-    low_rank = _low_rank(module)
-    if low_rank is None:
-        return None
-    if not answering:
-        return lambda self, x: low_rank(x)[0]
-    [name], base = module.lora_A, module.base_layer
-    dtype = base.weight.dtype
-    down_R_I = module.lora_A[name].weight.detach().to(dtype)
-    up_O_R = (module.lora_B[name].weight.detach() * module.scaling[name]).to(dtype)
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = base(x)
-        low_T_R = x.reshape(-1, x.shape[-1]) @ down_R_I.t()
-        output.view(-1, output.shape[-1]).addmm_(low_T_R, up_O_R.t())
-        return output
-
-    return forward
+def _adapted_linear(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+    low_rank = _low_rank(module) if beside is None else None
+    return None if low_rank is None else lambda self, x: low_rank(x)[0]
 
 
 class _Reordered:
     """Frozen 16-bit linear layers of one input, on a processor, for few rows at a time.
 
     oneDNN wants weights in an order of its own and makes it anew at each call, which takes longer
-    than a product with a few rows; here it is made once.
+    than a product with a few rows; here it is made once, when it is first needed.
     """
 
     def __init__(self, modules: Sequence[Any]) -> None:
-        weight = torch.cat([module.weight.detach() for module in modules])
+        self.modules = modules
         self.widths = [len(module.weight) for module in modules]
-        self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
-        biased = modules[0].bias is not None
-        self.bias = torch.cat([module.bias.detach() for module in modules]) if biased else None
+
+    @cached_property
+    def ordered(self) -> torch.Tensor:
+        weight = torch.cat([module.weight.detach() for module in self.modules])
+        ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
+        return ordered
+
+    @cached_property
+    def bias(self) -> torch.Tensor | None:
+        if self.modules[0].bias is None:
+            return None
+        return torch.cat([module.bias.detach() for module in self.modules])
 
     def __call__(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
         """x·Wᵀ + b, and `then` a function by oneDNN's name ("swish" is SiLU)."""
@@ -229,37 +225,42 @@ def _reordered(*modules: Any) -> _Reordered | None:
             return None
         if (module.bias is None) != (modules[0].bias is None):
             return None
-    try:
-        return _Reordered(modules)
-    except (AttributeError, RuntimeError):  # a build without oneDNN
-        return None
+    there = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return _Reordered(modules) if there else None
 
 
-def _reordered_linear(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
-    ordered = _reordered(module) if answering else None
-    if ordered is None:
+def _answering_linear(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+    if beside is None or type(module) is not nn.Linear:
         return None
+    ordered = _reordered(module)
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return ordered(x) if _few(x) else nn.functional.linear(x, self.weight, self.bias)
+        quick = ordered is not None and _few(x)
+        output = ordered(x) if quick else nn.functional.linear(x, self.weight, self.bias)  # type: ignore[misc]
+        return beside.added(self, x, output)
 
     return forward
 
 
-def _together(answering: bool, *modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+def _together(
+    beside: Beside | None, *modules: Any
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Layers of one input, in as few products as they allow."""
 
     def each(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(module(x) for module in modules)
 
-    if not answering:
+    if beside is None:
         return _low_rank(*modules) or each
     ordered = _reordered(*modules)
     if ordered is None:
         return each
 
     def joined(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return torch.split(ordered(x), ordered.widths, -1) if _few(x) else each(x)
+        if not _few(x):
+            return each(x)
+        outputs = torch.split(ordered(x), ordered.widths, -1)
+        return tuple(beside.added(module, x, out) for module, out in zip(modules, outputs))
 
     return joined
 
@@ -308,35 +309,52 @@ def _silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def _gated(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
+def _gated(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
     """For a gated feed-forward block: down(act(gate(x)) × up(x))."""
     parts = {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if {name for name, _ in module.named_children()} != parts:
         return None
-    gate, up = (_reordered(x) if answering else None for x in (module.gate_proj, module.up_proj))
-    swish = gate is not None and up is not None and _is_silu(module.act_fn)
-    both = _together(answering and not swish, module.gate_proj, module.up_proj)
-    times = _silu_times if not answering and _is_silu(module.act_fn) else None
+    silu = _is_silu(module.act_fn)
+    gate, up = (
+        None if beside is None else _reordered(x) for x in (module.gate_proj, module.up_proj)
+    )
+    apart = beside is not None and gate is not None and up is not None and silu
+    both = _together(None if apart else beside, module.gate_proj, module.up_proj)
+
+    def few(x: torch.Tensor) -> torch.Tensor:
+        """In oneDNN's own calls; with something between them where an adapter goes beside."""
+        if not beside.touches(module.gate_proj, module.up_proj):  # type: ignore[union-attr]
+            return up.times(x, gate(x, "swish"))  # type: ignore[union-attr, misc]
+        gated = beside.added(module.gate_proj, x, gate(x))  # type: ignore[union-attr, misc]
+        raised = beside.added(module.up_proj, x, up(x))  # type: ignore[union-attr, misc]
+        return nn.functional.silu(gated) * raised
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        if swish and _few(x):
-            inner = up.times(x, gate(x, "swish"))  # type: ignore[union-attr, misc]
+        if apart and _few(x):
+            inner = few(x)
         else:
             gated, raised = both(x)
-            inner = times(gated, raised) if times else self.act_fn(gated) * raised
+            quick = silu and beside is None
+            inner = _silu_times(gated, raised) if quick else self.act_fn(gated) * raised
         output: torch.Tensor = self.down_proj(inner)
         return output
 
     return forward
 
 
-def _attention(module: Any, answering: bool) -> Callable[..., Any] | None:
+def _attention(module: Any, beside: Beside | None) -> Callable[..., Any] | None:
     """For self-attention with q, k, v, o projections and rotary embedding over the whole head."""
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "layer_idx")
     if not all(hasattr(module, part) for part in parts) or hasattr(module, "sinks"):
         return None
 
-    three = _together(answering, module.q_proj, module.k_proj, module.v_proj)
+    three = _together(beside, module.q_proj, module.k_proj, module.v_proj)
+    how = LayerAttention(
+        module.layer_idx,
+        getattr(module, "scaling", None) or module.head_dim**-0.5,
+        getattr(module, "sliding_window", None),
+        getattr(module, "attn_logit_softcapping", None),
+    )
 
     def forward(
         self: Any,
@@ -354,23 +372,13 @@ def _attention(module: Any, answering: bool) -> Callable[..., Any] | None:
         cos, sin = (x[0] for x in position_embeddings)
         if cos.shape[-1] != self.head_dim:
             raise NotImplementedError("rotary embedding over a part of the head")
-        output_T_H_D = attend(
-            query,
-            key,
-            value,
-            (cos, sin),
-            pack,
-            self.layer_idx,
-            getattr(self, "scaling", None),
-            getattr(self, "sliding_window", None),
-            getattr(self, "attn_logit_softcapping", None),
-        )
+        output_T_H_D = attend(query, key, value, (cos, sin), how, pack)
         return self.o_proj(output_T_H_D.reshape(1, tokens, -1)), None
 
     return forward
 
 
-def _last_layer(module: Any, answering: bool) -> Callable[..., torch.Tensor] | None:
+def _last_layer(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
     """For the last decoder layer, if it norms, attends, norms and feeds forward, adding each result.
 
     After its attention nobody looks at any token but those that predict labels.
@@ -395,10 +403,10 @@ def _last_layer(module: Any, answering: bool) -> Callable[..., torch.Tensor] | N
 
 
 @contextmanager
-def replaced(model: Any, *, answering: bool = False) -> Iterator[dict[str, int]]:
+def replaced(model: Any, beside: Beside | None = None) -> Iterator[dict[str, int]]:
     """The model with every recognised layer on its quicker way; how many of each kind.
 
-    `answering`: no gradients are wanted, and weights stay as they are meanwhile.
+    With `beside` for answering: no gradients are wanted, and weights stay as they are meanwhile.
     """
     kinds = {
         "norms": _norm,
@@ -407,14 +415,14 @@ def replaced(model: Any, *, answering: bool = False) -> Iterator[dict[str, int]]
         "feed-forward blocks": _gated,
         "last layers": _last_layer,
     }
-    if answering:
-        kinds["linear layers"] = _reordered_linear
+    if beside is not None:
+        kinds["linear layers"] = _answering_linear
     counts = dict.fromkeys(kinds, 0)
     changed = []
     try:
         for module in list(model.modules()):
             for kind, recognise in kinds.items():
-                forward = recognise(module, answering)
+                forward = recognise(module, beside)
                 if forward is not None:
                     module.forward = types.MethodType(forward, module)
                     changed.append(module)

@@ -15,7 +15,7 @@ import torch
 from llguidance import LLTokenizer
 
 from tuneworthy import store
-from tuneworthy.engine import adapters, fine_tuning, generation, grammar, hardware, runner
+from tuneworthy.engine import adapters, beside, fine_tuning, generation, grammar, hardware, runner
 from tuneworthy.engine.generation import OnText, Row, Scheduler, row_seed
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
@@ -35,6 +35,9 @@ from tuneworthy.types import (
     Weights,
 )
 
+MOST_ADAPTERS = 16
+"""Kept beside one base's weights."""
+
 
 class LocalEngine:
     """A base model in a folder of safetensors."""
@@ -51,6 +54,12 @@ class LocalEngine:
         # Also at the end of the program, while there still are modules to do it with.
         weakref.finalize(self, self._open.close)
         self._runner: Runner | None = None
+        self._adapters: dict[str, beside.Adapter] = {}
+        """Beside the weights of the base that is loaded, the last used last."""
+        self._adapts: bool | None = None
+        """Whether the base takes adapters beside its weights; None: not known yet."""
+        self._merged: set[str] = set()
+        """Adapters that are merged into a base of their own, being more than plain LoRA."""
         model = self._model(None)
         config = model.config.get_text_config()
         self._vocabulary = int(config.vocab_size)
@@ -140,7 +149,9 @@ class LocalEngine:
 
         if prompts:
             scheduler = self.scheduler(weights, keep, stop_ids=stop_ids)
-            rows = (Row(i, list(ids), decoding, held) for i, ids in enumerate(prompts))
+            rows = [Row(i, list(ids), decoding, held) for i, ids in enumerate(prompts)]
+            for row in rows:
+                row.adapter = self.adapter(weights)
             scheduler.add(rows)
             with hardware.kept_memory():
                 while scheduler.busy:
@@ -155,9 +166,12 @@ class LocalEngine:
         stop_ids: frozenset[int] | None = None,
         beginning: Sequence[int] | None = None,
     ) -> Scheduler:
-        """Rows of ids in, answers out; there is one at a time, for the weights that are loaded."""
+        """Rows of ids in, answers out; there is one at a time, for the weights that are loaded.
+
+        Each row needs the `adapter` of its own weights.
+        """
         return Scheduler(
-            self._running(weights),
+            self._running(weights)[0],
             stop_ids=self.chat.stop_ids if stop_ids is None else stop_ids,
             stop=self.chat.stop,
             decode=self.chat.decode,
@@ -165,6 +179,16 @@ class LocalEngine:
             say=self.say,
             beginning=beginning,
         )
+
+    def adapter(self, weights: Weights | None) -> beside.Adapter | None:
+        """What goes beside the weights that are loaded, or will be, for a row with these weights."""
+        return self._running(weights)[1]
+
+    def together(self, weights: Weights | None, shared: int) -> str:
+        """Rows of one such name can run together if all begin with the same `shared` tokens."""
+        key = _key(weights)
+        known = key in self._adapters  # a new one has a turn of its own: it may have to be merged
+        return _key(None) if known and shared < runner.APART_AT_LEAST else key
 
     def row(
         self, position: int, prompt: Prompt, decoding: Decoding, on_text: OnText, top: int | None
@@ -213,7 +237,8 @@ class LocalEngine:
         weights: Weights | None = None,
     ) -> list[tuple[Likelihood, ...]]:
         """How likely each prompt's continuations are, all of them of at least one token."""
-        scores = generation.score(self._running(weights), prompts, continuations)
+        running, adapter = self._running(weights)
+        scores = generation.score(running, prompts, continuations, adapter)
         return [
             tuple(Likelihood(value, len(ids)) for value, ids in zip(values, many))
             for values, many in zip(scores, continuations)
@@ -261,63 +286,76 @@ class LocalEngine:
         ids, prompt_length = self.chat.encode_pair(prompt, completion)
         return TokenRow(ids, prompt_length)
 
-    def _running(self, weights: Weights | None) -> Runner:
-        """The base, or the base with trained weights, on its way of answering; the last is kept."""
+    def _running(self, weights: Weights | None) -> tuple[Runner, beside.Adapter | None]:
+        """A way of answering, and the adapter that goes beside its weights."""
+        beside_base = weights is not None and weights.kind == "adapter"
+        if beside_base and self._adapts is not False and _key(weights) not in self._merged:
+            base = self._opened(None)
+            adapter = self._beside(weights) if base.adapts else None  # type: ignore[arg-type]
+            if adapter:
+                return base, adapter
+        return self._opened(weights), None
+
+    def _beside(self, weights: Weights) -> beside.Adapter | None:
+        """An adapter for the base that is loaded; None if it can only be merged."""
+        assert self._loaded
+        key = _key(weights)
+        found = self._adapters.pop(key, None)
+        if found is None:
+            adapters.check_owner(weights.folder, self.located.sha256)
+            found = beside.load(self._loaded.model, weights.folder)
+        if found is None:
+            self._merged.add(key)
+            return None
+        self._adapters[key] = found
+        while len(self._adapters) > MOST_ADAPTERS:
+            del self._adapters[next(iter(self._adapters))]  # rows that run hold theirs
+        return found
+
+    def _opened(self, weights: Weights | None) -> Runner:
+        """The base, or a model with weights of its own, on its way of answering; the last is kept."""
         if self._runner is None or self._loaded is None or self._loaded.key != _key(weights):
             self._runner = self._open.enter_context(runner.opened(self._model(weights)))
+            if weights is None:
+                self._adapts = self._runner.adapts
         return self._runner
 
     def _close(self) -> None:
         """The loaded model's own ways again."""
         self._runner = None
+        self._adapters.clear()
         self._open.close()
 
     def _model(self, weights: Weights | None) -> Any:
-        """The base, or the base with trained weights, as transformers runs it.
-
-        A plain LoRA adapter is put beside the base's weights and taken away again: the base is not
-        loaded anew for it.
-        """
+        """The base, or the base with trained weights, as transformers runs it."""
         self._close()
-        if self._loaded and self._loaded.key == _key(weights):
-            return self._loaded.model
-        if weights is not None:
-            adapters.check_owner(weights.folder, self.located.sha256)
-        base = None
-        if self._loaded and self._loaded.attached:
-            base = adapters.detach(self._loaded.model)
-        elif self._loaded and self._loaded.key == _key(None):
-            base = self._loaded.model
-        attached = weights is not None and weights.kind == "adapter"
-        attached = attached and adapters.attachable(weights.folder)  # type: ignore[union-attr]
-        if base is None or not (attached or weights is None):
-            base = None
+        if self._loaded is None or self._loaded.key != _key(weights):
+            if weights is not None:
+                adapters.check_owner(weights.folder, self.located.sha256)
             self._release()
-            base = self._load(weights)
-        model = adapters.attach(base, weights.folder) if attached and weights else base
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        self._loaded = _Loaded(_key(weights), model.eval(), attached)
-        return model
+            model = self._load(weights).eval()
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            self._loaded = _Loaded(_key(weights), model)
+        return self._loaded.model
 
     def _load(self, weights: Weights | None) -> Any:
-        """A model from its folder; adapters that cannot be attached are merged."""
+        """A model from its folder, an adapter merged into it."""
         folder = self.located.folder
         if weights is not None and weights.kind == "full":
             folder = weights.folder
         model = load_causal(folder, self.format.dtype).to(self.format.device)
-        if weights and weights.kind == "adapter" and not adapters.attachable(weights.folder):
+        if weights is not None and weights.kind == "adapter":
             model = adapters.load_adapter(model, weights.folder)
         return model
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model in memory; `attached` if an adapter sits beside the base's weights."""
+    """A model in memory."""
 
     key: str
     model: Any
-    attached: bool
 
 
 def _key(weights: Weights | None) -> str:

@@ -7,7 +7,7 @@ its own code, with the same results and more slowly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from tuneworthy.engine import attention, layers, packing
 from tuneworthy.engine.attention import Attending
+from tuneworthy.engine.beside import Adapter, Beside
 from tuneworthy.engine.learner import PackedModel
 from tuneworthy.engine.packing import TokenRow
 from tuneworthy.engine.slots import Beginning, Filled, Reading, Shape, Slots, Stepping, rounded
@@ -38,19 +39,29 @@ class Runner(Protocol):
 
     rows_at_most: int
 
-    def known(self, ids: Sequence[int]) -> int:
+    adapts: bool
+    """Whether rows may have adapters beside the model's weights, each its own."""
+
+    def known(self, ids: Sequence[int], adapter: Adapter | None = None) -> int:
         """How many tokens of a prompt are kept from earlier beginnings."""
         ...
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Forget all rows; take up what those to come begin with."""
+        """Forget all rows; those to come begin with these ids."""
+        ...
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows with this beginning may have different adapters."""
         ...
 
     def row_bytes(self, tokens: int) -> int:
         """Memory of a row of so many tokens behind the beginning."""
         ...
 
-    def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
+    def read(
+        self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None] | None = None
+    ) -> torch.Tensor:
         """Take up rows, each given behind the beginning; (N, V) logits of their next tokens."""
         ...
 
@@ -61,7 +72,10 @@ class Runner(Protocol):
     def free(self, row: int) -> None: ...
 
     def score(
-        self, rows: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
+        self,
+        rows: Sequence[list[int]],
+        continuations: Sequence[Sequence[list[int]]],
+        adapter: Adapter | None = None,
     ) -> list[list[float]]:
         """Log-probability of each row's continuations; forgets all rows."""
         ...
@@ -72,14 +86,18 @@ class Quick:
 
     rows_at_most = ROWS
 
-    def __init__(self, packed: PackedModel) -> None:
-        self.packed, self.config = packed, packed.config
+    def __init__(self, packed: PackedModel, beside: Beside) -> None:
+        self.packed, self.config, self.beside = packed, packed.config, beside
+        self.adapts = bool(packed.replaced.get("linear layers"))
         self.shape, self.dtype = Shape.of(self.config), packed.causal.dtype
         self.slots = self._new_slots()
-        self.beginning: Beginning | None = None
-        self.inside = 0
-        """Tokens of the beginning that each slot holds itself; else it is attended to apart."""
-        self._kept: dict[tuple[int, ...], Beginning] = {}
+        self.adapters: list[Adapter | None] = []
+        """Of each row."""
+        self.wanted: tuple[int, ...] = ()
+        """What rows begin with."""
+        self.apart: Beginning | None = None
+        """It, if it is attended to apart: then all rows have one adapter. Else slots hold it."""
+        self._kept: dict[tuple[Adapter | None, tuple[int, ...]], Beginning] = {}
 
     def _new_slots(self) -> Slots:
         return Slots(self.shape, self.dtype, self.packed.device)
@@ -87,60 +105,90 @@ class Quick:
     def row_bytes(self, tokens: int) -> int:
         return tokens * self.shape.bytes(self.dtype.itemsize)
 
-    def known(self, ids: Sequence[int]) -> int:
-        return max((_common(kept, ids) for kept in self._kept), default=0)
+    def known(self, ids: Sequence[int], adapter: Adapter | None = None) -> int:
+        return max(
+            (_common(kept, ids) for owner, kept in self._kept if owner is adapter), default=0
+        )
 
     def begin(self, ids: Sequence[int]) -> None:
         self.slots.clear()
-        self.beginning, wanted = None, tuple(ids)
-        self.inside = len(wanted) if len(wanted) < APART_AT_LEAST else 0
-        if not wanted:
-            return
-        known = self.known(wanted)
-        if known:
-            nearest = max(self._kept, key=lambda kept: _common(kept, wanted))
-            self.beginning = self._kept[nearest].first(known)
-        if known < len(wanted):
-            self.beginning = self._kept[wanted] = self._continued(wanted, self.beginning)
-            while len(self._kept) > KEPT_BEGINNINGS:
-                del self._kept[next(iter(self._kept))]
+        self.adapters, self.wanted, self.apart = [], tuple(ids), None
 
-    def _continued(self, wanted: tuple[int, ...], found: Beginning | None) -> Beginning:
-        """A beginning, of which some tokens may be there already."""
+    @property
+    def _held(self) -> int:
+        """Tokens of the beginning that each slot holds itself: all, or it is attended to apart."""
+        return len(self.wanted) if len(self.wanted) < APART_AT_LEAST else 0
+
+    @property
+    def mixes(self) -> bool:
+        return self.adapts and self._held == len(self.wanted)
+
+    def _beginning(self, adapter: Adapter | None) -> Beginning:
+        """Keys and values of what rows begin with, as they were kept or read now."""
+        known = self.known(self.wanted, adapter)
+        found = None
+        if known:
+            mine = (key for key in self._kept if key[0] is adapter)
+            found = self._kept[max(mine, key=lambda key: _common(key[1], self.wanted))].first(known)
+        if found and known == len(self.wanted):
+            return found
         slots, before = self._new_slots(), len(found.ids) if found else 0
-        self._read(slots, found, [list(wanted[before:])])
+        slots.add([len(self.wanted) - before])
+        self._read(slots, {0: list(self.wanted[before:])}, adapter, found)
         keys, values = slots.kept(0)
         if found:
             keys = torch.cat([found.keys, keys], 2)
             values = torch.cat([found.values, values], 2)
-        return Beginning(wanted, keys, values)
+        made = self._kept[adapter, self.wanted] = Beginning(self.wanted, keys, values)
+        while len(self._kept) > KEPT_BEGINNINGS:
+            del self._kept[next(iter(self._kept))]
+        return made
 
-    def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
-        return self._logits(self._read(self.slots, self.beginning, rows, self.inside))
+    def read(
+        self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None] | None = None
+    ) -> torch.Tensor:
+        return self._logits(self._taken(rows, adapters or [None] * len(rows)))
+
+    def _taken(self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None]) -> torch.Tensor:
+        """Rows into slots; last hidden states of each one's last token, (N, C)."""
+        held = self._held
+        added = self.slots.add([held + len(row) for row in rows])
+        self.adapters += adapters
+        found: dict[int, torch.Tensor] = {}
+        for adapter in dict.fromkeys(adapters):
+            mine = [i for i, owner in enumerate(adapters) if owner is adapter]
+            beginning = self._beginning(adapter) if self.wanted else None
+            if beginning and held:
+                self.slots.fill([added[i] for i in mine], beginning)
+            self.apart = None if held else beginning
+            places = {added[i]: rows[i] for i in mine}
+            read = self._read(self.slots, places, adapter, beginning, held)
+            found |= {i: read[added[i]] for i in mine}
+        return torch.stack([found[i] for i in range(len(rows))])
 
     def _read(
         self,
         slots: Slots,
+        rows: Mapping[int, list[int]],
+        adapter: Adapter | None,
         beginning: Beginning | None,
-        rows: Sequence[list[int]],
-        inside: int = 0,
-    ) -> torch.Tensor:
-        """Last hidden states of each row's last token, (N, C)."""
+        held: int = 0,
+    ) -> dict[int, torch.Tensor]:
+        """Rows of one adapter into their slots, of which each holds `held` tokens already.
+
+        Last hidden states (C,) of each one's last token.
+        """
         before = list(beginning.ids) if beginning else []
-        added = slots.add([inside + len(row) for row in rows])
-        if beginning and inside:
-            slots.fill(added, beginning)
         found: dict[int, torch.Tensor] = {}
-        for part in _parts([len(row) for row in rows]):
-            place = {i: TokenRow(before + rows[i], len(before) + len(rows[i])) for i in part}
-            pack = packing.pack(list(place.values()), prefix=len(before))
-            number = {id(row): i for i, row in place.items()}
-            order = [number[id(row)] for row in pack.order]
-            places = [added[i] for i in order]
-            reading = Reading(pack, self.config, slots, places, beginning, inside)
+        for part in _parts({slot: len(row) for slot, row in rows.items()}):
+            whole = {i: TokenRow(before + rows[i], len(before) + len(rows[i])) for i in part}
+            pack = packing.pack(list(whole.values()), prefix=len(before))
+            slot_of = {id(row): i for i, row in whole.items()}
+            places = [slot_of[id(row)] for row in pack.order]
+            reading = Reading(pack, self.config, slots, places, beginning, held)
             ids_T, positions_T = (x[len(before) :] for x in (pack.ids_T, pack.positions_T))
-            found |= zip(order, self._hidden(ids_T, positions_T, reading))
-        return torch.stack([found[i] for i in range(len(rows))])
+            found |= zip(places, self._hidden(ids_T, positions_T, reading, [adapter]))
+        return found
 
     def step(self, ids: Sequence[int]) -> torch.Tensor:
         depths = torch.zeros(len(ids), 1, dtype=torch.long)
@@ -150,20 +198,25 @@ class Quick:
 
     def free(self, row: int) -> None:
         self.slots.free(row)
+        self.adapters[row] = self.adapters[-1]
+        self.adapters.pop()
 
     def score(
-        self, rows: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
+        self,
+        rows: Sequence[list[int]],
+        continuations: Sequence[Sequence[list[int]]],
+        adapter: Adapter | None = None,
     ) -> list[list[float]]:
         """Continuations of a row are branches behind one reading of it."""
-        self.slots.clear()
+        self.begin(self.wanted)
         count = max(sum(len(ids) - 1 for ids in of_row) for of_row in continuations)
-        ends_B_C = self._read(self.slots, self.beginning, rows, self.inside)
+        ends_B_C = self._taken(rows, [adapter] * len(rows))
         hidden_B_Q_C = ends_B_C[:, None]
         if count:
             trees = [_tree(of_row, count) for of_row in continuations]
             after = self._branched(*(torch.stack(parts) for parts in zip(*trees)))
             hidden_B_Q_C = torch.cat([hidden_B_Q_C, after], 1)
-        self.slots.clear()
+        self.begin(self.wanted)
         sources, targets = [], []
         for row, of_row in enumerate(continuations):
             start = row * (count + 1)
@@ -196,15 +249,23 @@ class Quick:
     ) -> torch.Tensor:
         """Last hidden states of new tokens behind the rows, (B, Q, C)."""
         self.slots.make_room(ids_B_Q.shape[1])
-        apart = None if self.inside else self.beginning
-        stepping = Stepping(self.slots, apart, depths_B_Q, sees_B_Q_Q)
+        stepping = Stepping(self.slots, self.apart, depths_B_Q, sees_B_Q_Q)
         positions, ids = stepping.positions_B_Q.reshape(-1), ids_B_Q[stepping.order]
-        hidden_B_Q_C = self._hidden(ids.reshape(-1), positions, stepping).view(*ids.shape, -1)
+        owners = [self.adapters[row] for row in stepping.order for _ in range(ids.shape[1])]
+        hidden_B_Q_C = self._hidden(ids.reshape(-1), positions, stepping, owners)
+        hidden_B_Q_C = hidden_B_Q_C.view(*ids.shape, -1)
         return hidden_B_Q_C[stepping.order.argsort().to(hidden_B_Q_C.device)]
 
-    def _hidden(self, ids_T: torch.Tensor, positions_T: torch.Tensor, pack: Attending) -> Any:
+    def _hidden(
+        self,
+        ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        pack: Attending,
+        owners: Sequence[Adapter | None],
+    ) -> Any:
         """Last hidden states at the pack's label positions, (L, C)."""
         filled = Filled(pack, len(ids_T), rounded(len(ids_T)))
+        self.beside.route(owners, rounded(len(ids_T)))
         ids_T, positions_T = (nn.functional.pad(x, (0, filled.more)) for x in (ids_T, positions_T))
         hidden_1_T_C = self.packed.causal.get_decoder()(
             input_ids=ids_T[None].to(self.packed.device),
@@ -228,6 +289,7 @@ class Plain:
     """One row at a time through the model's own code and cache."""
 
     rows_at_most = 1
+    adapts = False
 
     def __init__(self, model: Any) -> None:
         self.model, self.caches = model, []  # type: ignore[var-annotated]
@@ -236,14 +298,20 @@ class Plain:
         """Not known: there is one row."""
         return 0
 
-    def known(self, ids: Sequence[int]) -> int:
+    def known(self, ids: Sequence[int], adapter: Adapter | None = None) -> int:
         return 0
 
     def begin(self, ids: Sequence[int]) -> None:
         assert not ids
         self.caches.clear()
 
-    def read(self, rows: Sequence[list[int]]) -> torch.Tensor:
+    @property
+    def mixes(self) -> bool:
+        return False
+
+    def read(
+        self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None] | None = None
+    ) -> torch.Tensor:
         made = [DynamicCache(config=self.model.config) for _ in rows]
         self.caches += made
         return torch.stack([self._next(row, cache) for row, cache in zip(rows, made)])
@@ -262,7 +330,10 @@ class Plain:
         self.caches.pop()
 
     def score(
-        self, rows: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
+        self,
+        rows: Sequence[list[int]],
+        continuations: Sequence[Sequence[list[int]]],
+        adapter: Adapter | None = None,
     ) -> list[list[float]]:
         return [[self._scored(row, ids) for ids in many] for row, many in zip(rows, continuations)]
 
@@ -284,10 +355,11 @@ def opened(model: Any) -> Iterator[Runner]:
     wanted = [_own_logits(packed, row) for row in rows]
     try:
         packed.causal.set_attn_implementation(attention.NAME)
-        for way in (layers.replaced(model, answering=True), nullcontext()):
+        beside = Beside()
+        for way in (layers.replaced(model, beside), nullcontext()):
             with way as replaced:
                 packed.replaced = replaced or {}
-                runner = Quick(packed)
+                runner = Quick(packed, beside)
                 if _agrees(runner, rows, wanted):
                     yield runner
                     return
@@ -340,15 +412,15 @@ def _common(some: Sequence[int], others: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(some), len(others)))
 
 
-def _parts(lengths: Sequence[int]) -> list[list[int]]:
-    """Row numbers cut into parts of at most READ_TOKENS tokens, or of one row."""
+def _parts(lengths: Mapping[int, int]) -> list[list[int]]:
+    """Rows, by their lengths, cut into parts of at most READ_TOKENS tokens, or of one row."""
     parts: list[list[int]] = []
     tokens = 0
-    for i, length in enumerate(lengths):
+    for row, length in lengths.items():
         if not parts or tokens + length > READ_TOKENS:
             parts.append([])
             tokens = 0
-        parts[-1].append(i)
+        parts[-1].append(row)
         tokens += length
     return parts
 

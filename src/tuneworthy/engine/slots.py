@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tuneworthy.engine.attention import Attending, Plans, attended, rotated
+from tuneworthy.engine.attention import Attending, LayerAttention, Plans, Rotary, attended, rotated
 from tuneworthy.engine.packing import Pack
 
 LEAST_ROOM = 128
@@ -194,7 +194,7 @@ class Slots:
         (pool, line), tokens = self.places[row], self.lengths[row]
         return pool.keys[:, line, :, :tokens].clone(), pool.values[:, line, :, :tokens].clone()
 
-    def fill(self, rows: range, beginning: Beginning) -> None:
+    def fill(self, rows: Sequence[int], beginning: Beginning) -> None:
         """Put a beginning in front of rows."""
         count = len(beginning.ids)
         for row in rows:
@@ -230,13 +230,13 @@ class Filled:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        *how: Any,
+        rotary: Rotary | None,
+        how: LayerAttention,
     ) -> torch.Tensor:
         """See `attention.Attending`."""
         query, key, value = (x[: self.tokens] for x in (query, key, value))
         turns = None if rotary is None else (rotary[0][: self.tokens], rotary[1][: self.tokens])
-        output = self.inner.attend(query, key, value, turns, *how)
+        output = self.inner.attend(query, key, value, turns, how)
         return torch.nn.functional.pad(output, (0, 0, 0, 0, 0, self.more))
 
 
@@ -294,28 +294,25 @@ class Reading(Plans):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        layer: int,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        rotary: Rotary | None,
+        how: LayerAttention,
     ) -> torch.Tensor:
         """See `attention.Attending`; keeps keys and values, knows no gradients."""
         cos, sin = rotary if rotary is not None else (None, None)
-        flat_q, flat_k = rotated(query, cos, sin, scale), rotated(key, cos, sin)
+        flat_q, flat_k = rotated(query, cos, sin, how.scale), rotated(key, cos, sin)
         flat_v = rotated(value, None, None)
         own_k, own_v = (flat[:-1].view(key.shape) for flat in (flat_k, flat_v))
         for pool, index, lines in self.parts:
             new = (own_k, own_v) if index is None else (own_k[index], own_v[index])
-            pool.put(layer, *new, lines)
+            pool.put(how.layer, *new, lines)
         if self.beginning:
             width = query.shape[-1]
-            before = (self.beginning.keys[layer], self.beginning.values[layer])
+            before = (self.beginning.keys[how.layer], self.beginning.values[how.layer])
             flat_k, flat_v = (
                 torch.cat([x.transpose(0, 1).reshape(-1, width), flat])
                 for x, flat in zip(before, (flat_k, flat_v))
             )
-        output, _ = attended(flat_q, flat_k, flat_v, softcap, self(window))
+        output, _ = attended(flat_q, flat_k, flat_v, how.softcap, self(how.window))
         return output.view(query.shape)
 
 
@@ -421,15 +418,13 @@ class Stepping:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        layer: int,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        rotary: Rotary | None,
+        how: LayerAttention,
     ) -> torch.Tensor:
         """See `attention.Attending`."""
         (_, heads, width), kv_heads = query.shape, key.shape[1]
-        own_q, own_k = self._turned(query, rotary, scale), self._turned(key, rotary, 1.0)
+        layer, softcap = how.layer, how.softcap
+        own_q, own_k = self._turned(query, rotary, how.scale), self._turned(key, rotary, 1.0)
         group = heads // kv_heads
         each = group * self.count
         queries_B_K_GQ_D = (
@@ -457,7 +452,7 @@ class Stepping:
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             split = (count, kv_heads, group, self.count, scores.shape[-1])
-            scores.view(split).add_(self._mask(part, window, scores.dtype))
+            scores.view(split).add_(self._mask(part, how.window, scores.dtype))
             weights = torch.softmax(scores, -1)
             shared.append(weights[..., : self.prefix])
             own = weights[..., self.prefix :].reshape(-1, each, room)

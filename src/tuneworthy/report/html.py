@@ -48,7 +48,7 @@ def render(run: RunFolder) -> str:
 
     records = read_run(run)
     script = asset("report.js")
-    page = _template().render(
+    page = template("template.html").render(
         **_context(records),
         css=Markup(asset("report.css")),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
@@ -63,25 +63,28 @@ def sections(records: RunRecords, rows_at: str) -> dict[str, str]:
 
     `rows_at` is the address at which rows are read side by side.
     """
-    template = _template()
+    page = template("template.html")
     empty = dict.fromkeys(("css", "script", "script_hash", "rows_json"), "")
-    context = template.new_context({**_context(records), **empty, "rows_at": rows_at})
+    context = page.new_context({**_context(records), **empty, "rows_at": rows_at})
     # Blocks use macros that only the whole template defines.
-    for _ in template.root_render_func(context):
+    for _ in page.root_render_func(context):
         pass
-    return {
-        name: mended("".join(block(context))).strip() for name, block in template.blocks.items()
-    }
+    return {name: mended("".join(block(context))).strip() for name, block in page.blocks.items()}
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """One of this package's templates, with the filters that it writes numbers with."""
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {**FILTERS, "plain": plain}
-    return environment.from_string(asset("template.html"))
+    environment.filters |= {**FILTERS, "plain": plain, "cut": cut}
+    return environment.get_template(name)
 
 
 def json_for_html(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from rich.console import Group
@@ -10,50 +9,27 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneworthy.report import html, numbers, text, words
-from tuneworthy.store import RunFolder, read_json, read_jsonl
+from tuneworthy.store import RunFolder, mended, read_json, read_jsonl
 
-LONGEST_TEXT = 3_000
 SHOWN_ROWS = 3
 """Rows of an arm that a terminal shows, at either end; the page has all."""
 _SNIPPET = 60
 Found = dict[str, Any]
 """The content of `retune.json`."""
 
-_DIFFERENCE = (
-    "{% macro difference(delta) %}"
-    '{% if delta %}<td class="n">{{ delta.value | signed }}<small>{{ delta.interval | '
-    'signed_interval }}</small></td><td class="n">{{ delta.p_holm | p_value }}</td>'
-    '{% else %}<td class="n">not measurable</td><td class="n">–</td>{% endif %}{% endmacro %}'
-)
-
 
 def render(run: RunFolder) -> str:
     """The comparison of a retune as HTML, from its run folder alone."""
-    import jinja2
     from markupsafe import Markup
 
     found = read_json(run.retune)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "score": numbers.score,
-        "signed": numbers.signed,
-        "interval": numbers.interval,
-        "signed_interval": numbers.signed_interval,
-        "p_value": numbers.p_value,
-        "usd": numbers.usd,
-        "seconds": numbers.seconds,
-        "plural": numbers.plural,
-        "cut": _cut,
-    }
-    page = environment.from_string(_DIFFERENCE + html.asset("retune.html")).render(
+    page = html.template("retune.html").render(
         found=found,
         headline=headline(found),
         texts=_texts(run),
         css=Markup(html.asset("report.css")),  # noqa: S704  our own file
     )
-    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", page)
+    return mended(page)
 
 
 def headline(found: Found) -> str:
@@ -140,7 +116,3 @@ def _texts(run: RunFolder) -> dict[str, dict[str, str]]:
 def _snippet(value: str) -> str:
     line = " ".join(value.split())
     return line if len(line) <= _SNIPPET else f"{line[:_SNIPPET]}…"
-
-
-def _cut(value: str, limit: int = LONGEST_TEXT) -> str:
-    return value if len(value) <= limit else f"{value[:limit]}\n[… {len(value) - limit:,} more …]"

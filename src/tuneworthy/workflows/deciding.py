@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuneworthy import store
-from tuneworthy.arms import ARMS, Arm, Fitted
+from tuneworthy.arms import ARMS, Arm, Fitted, Task
 from tuneworthy.arms.base import describe_grammar
 from tuneworthy.arms.recipe import FittedRecipe
 from tuneworthy.arms.training import Trained
@@ -36,6 +36,10 @@ from tuneworthy.workflows.repeating import narrow, repeat
 from tuneworthy.workflows.session import Listener, Session, open_session
 
 OVER_BUDGET = "the budget"
+TRAINED_WEIGHT = 2
+"""A trained arm's share of what is left of a budget, where an arm without training has 1."""
+CHOOSING = 0.5
+"""Of its share, what an arm without training may take to choose; the rest is for measuring it."""
 RESERVE = 1.3
 """Before training, so many times the seconds that measuring the arm may take are set aside."""
 
@@ -90,7 +94,7 @@ def look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> lis
 
 def _visit(session: Session, arm: Arm) -> str | None:
     """Fit and measure an arm unless that is done; why it was not measured, None if it was."""
-    _train_longer(session, arm.name)
+    _take_up(session, arm.name)
     reason = arm.why_not(session.task(arm.name))
     if reason is not None or is_done(session, arm.name):
         return reason
@@ -138,14 +142,17 @@ def _still_falling(record: dict[str, Any]) -> float | None:
     return 1 - float(last) / before if before > 0 else 0.0
 
 
-def _train_longer(session: Session, arm: str) -> None:
-    """Take up an arm that an earlier, smaller budget cut short: its training goes on."""
+def _take_up(session: Session, arm: str) -> None:
+    """Take up an arm that an earlier, smaller budget cut short.
+
+    Its training goes on; what was chosen from fewer ways is chosen from all of them.
+    """
     record = session.fit_record(arm)
-    if record is None or cut_short(record) is None:
+    if record is None or not (cut_short(record) or record.get("cut_short")):
         return
     budget = session.project.budget
     if budget is None or budget > record["budget"]:
-        session.say(f"{arm} was cut short by its budget before: its training goes on")
+        session.say(f"{arm} was cut short by its budget before: it goes on")
         for path in (session.folder.fit, session.folder.predictions, session.folder.measured):
             path(arm).unlink(missing_ok=True)
 
@@ -166,8 +173,10 @@ def is_done(session: Session, arm: str) -> bool:
 def fit_arm(session: Session, arm: Arm) -> Fitted:
     """Fit an arm on train and dev, or take it as an interrupted run has left it."""
     record = session.fit_record(arm.name)
-    deadline = _training_deadline(session, arm) if arm.trained else session.deadline
-    task = session.task(arm.name, deadline)
+    if arm.trained:
+        task = session.task(arm.name, _training_deadline(session, arm))
+    else:
+        task = _hurried(session, arm)
     if record is not None:
         return arm.restore(task, record)
     session.journal("fitting", {"arm": arm.name})
@@ -184,6 +193,27 @@ def fit_arm(session: Session, arm: Arm) -> Fitted:
     store.write_json(session.folder.fit(arm.name), record)
     session.journal("fitted", {"arm": arm.name, "why": record["why"], "seconds": record["seconds"]})
     return fit.fitted
+
+
+def _hurried(session: Session, arm: Arm) -> Task:
+    """The task of an arm without training, which leaves the arms after it their share of a budget."""
+    task = session.task(arm.name)
+    if session.deadline is None:
+        return task
+    order = session.asked_for()
+    after = [
+        other
+        for other in (order[order.index(arm) + 1 :] if arm in order else [])
+        if not is_done(session, other.name) and other.why_not(session.task(other.name)) is None
+    ]
+    now = time.monotonic()
+    parts = 1 + sum(TRAINED_WEIGHT if other.trained else 1 for other in after)
+    share = max(0.0, session.deadline - now) / parts
+    return replace(
+        task,
+        deadline=now + CHOOSING * share,
+        row_seconds=(1 - CHOOSING) * share / max(1, len(session.rows.test)),
+    )
 
 
 def _measuring_seconds(session: Session, arm: Arm) -> float:
@@ -433,18 +463,13 @@ def find_run(path: Path) -> tuple[RunFolder, Project]:
 
     Raises StorageError if there is none.
     """
-    if path.is_file():
-        path = path.parent
-    if (path / "config.json").exists():
-        folder = RunFolder(path)
-    else:
-        finished = [run for run in store.runs(path) if run.decision.exists()]
-        if not finished:
-            raise StorageError(
-                "no finished run here", where=str(path), hint=f"tuneworthy decide {path}"
-            )
-        folder = finished[-1]
-    return folder, project_of(folder)
+    named = (path / "config.json").exists()
+    found = [run for run in store.find_runs(path) if named or run.decision.exists()]
+    if not found:
+        raise StorageError(
+            "no finished run here", where=str(path), hint=f"tuneworthy decide {path}"
+        )
+    return found[-1], project_of(found[-1])
 
 
 def project_of(folder: RunFolder) -> Project:

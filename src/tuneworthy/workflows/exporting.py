@@ -97,8 +97,6 @@ def find_arm(path: Path, arm: str, run: str | None = None) -> tuple[RunFolder, P
         raise ProjectError(
             f"no arm is called '{arm}'", where="ARM", hint=f"known arms: {', '.join(ARMS)}"
         )
-    if path.is_file():
-        path = path.parent
     found = store.find_runs(path, run)
     fitted = [folder for folder in found if folder.fit(arm).exists()]
     if not fitted:

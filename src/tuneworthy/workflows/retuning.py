@@ -63,7 +63,6 @@ def retune(
 
 def earlier_run(path: Path, base: str, run: str | None) -> RunFolder:
     """The run to repeat: the named one, or the newest finished one on another base."""
-    path = path.parent if path.is_file() else path
     found = store.find_runs(path, run)
     if run is not None or (path / "config.json").exists():
         [old] = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,8 +114,8 @@ def test_what_goes_wrong_in_long_rows_only_is_seen(
     real = attention.attend
 
     def without_window(*args: Any) -> torch.Tensor:
-        *others, _, softcap = args
-        return real(*others, None, softcap)
+        *others, how, pack = args
+        return real(*others, replace(how, window=None), pack)
 
     for module in (layers, attention):
         monkeypatch.setattr(module, "attend", without_window)

@@ -1,0 +1,171 @@
+"""Adapters beside one base: rows of several, and of none, in one batch say what each says alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from tests.engine.test_generation import END, prompts
+from tests.fakes import learning, tiny
+from tuneworthy.engine import adapters, beside, generation
+from tuneworthy.engine.beside import Adapter
+from tuneworthy.engine.generation import Row, Scheduler
+from tuneworthy.engine.runner import APART_AT_LEAST, Plain, Quick, opened
+from tuneworthy.types import Decoding
+
+KINDS = ("llama", "llama biased", "gemma2")
+
+
+def stored(folder: Path, kind: str, seed: int, method: str = "lora", **changes: Any) -> Path:
+    """An adapter of random values, larger than a trained one's: greedy answers must differ."""
+    torch.manual_seed(seed)
+    chosen = learning.settings(method, seed=seed, **changes)
+    model = learning.prepared(kind, method, seed=seed, **changes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.3)
+    adapters.save(model, folder, chosen, "0" * 64)
+    return folder
+
+
+def alone(kind: str, folder: Path | None, asked: Sequence[list[int]]) -> list[list[int]]:
+    """PEFT's own way, one row at a time."""
+    model = tiny.model(kind)
+    if folder:
+        model = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+    return answered(Plain(model), asked, [None] * len(asked))
+
+
+def answered(
+    running: Any, asked: Sequence[list[int]], owners: Sequence[Adapter | None]
+) -> list[list[int]]:
+    found: dict[int, list[int]] = {}
+    scheduler = Scheduler(
+        running,
+        stop_ids=frozenset([END]),
+        stop=(),
+        decode=lambda ids: " ".join(map(str, ids)),
+        on_answer=lambda i, answer: found.__setitem__(i, [int(x) for x in answer.text.split()]),
+    )
+    rows = [Row(i, ids, Decoding(max_tokens=8)) for i, ids in enumerate(asked)]
+    for row, owner in zip(rows, owners):
+        row.adapter = owner
+    scheduler.add(rows)
+    while scheduler.busy:
+        scheduler.step()
+    return [found[i] for i in range(len(asked))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shared", [0, 20, APART_AT_LEAST + 6])
+def test_rows_of_several_adapters_say_what_each_says_alone(
+    kind: str, shared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prompts(15, shared)
+    folders = [
+        None,
+        stored(tmp_path / "a", kind, 1),
+        stored(tmp_path / "b", kind, 2, "rslora", rank=2),
+    ]
+    wanted = {folder: alone(kind, folder, asked) for folder in folders}
+    assert len({str(answers) for answers in wanted.values()}) == 3
+    model, together = tiny.model(kind), set()
+    with opened(model) as running:
+        assert isinstance(running, Quick) and running.adapts
+        monkeypatch.setattr(running, "rows_at_most", 6)  # rows leave, others take their lines
+        step = running.step
+
+        def stepping(ids: Sequence[int]) -> torch.Tensor:
+            together.add(len(set(running.adapters)))
+            assert len(running.adapters) == len(ids)
+            return step(ids)
+
+        monkeypatch.setattr(running, "step", stepping)
+        loaded = [folder and beside.load(model, folder) for folder in folders]
+        owners = random.Random(shared).choices([0, 1, 2], k=len(asked))
+        found = answered(running, asked, [loaded[i] for i in owners])
+        # And the base alone once more: nothing of them is left.
+        assert answered(running, asked, [None] * len(asked)) == wanted[None]
+    assert found == [wanted[folders[owner]][row] for row, owner in enumerate(owners)]
+    assert max(together) == (3 if shared < APART_AT_LEAST else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sixteen_bits_are_near_pefts_own(kind: str, tmp_path: Path) -> None:
+    folder, asked = stored(tmp_path / "a", kind, 1), prompts(9, shared=10)
+    model = tiny.model(kind).bfloat16()
+    with opened(model) as running:
+        adapter = beside.load(model, folder)
+        assert adapter
+        scores = generation.score(running, asked, [[[5, 6]]] * 9, adapter)
+        base = generation.score(running, asked, [[[5, 6]]] * 9)
+    adapted = peft.PeftModel.from_pretrained(tiny.model(kind), str(folder)).eval()
+    wanted = torch.tensor(generation.score(Plain(adapted), asked, [[[5, 6]]] * 9))
+    assert (torch.tensor(scores) - wanted).norm() <= 0.05 * wanted.norm()
+    assert (torch.tensor(base) - wanted).norm() > 0.1 * wanted.norm()
+
+
+def test_an_adapter_of_few_layers_runs_beside_one_of_all(tmp_path: Path) -> None:
+    whole = stored(tmp_path / "a", "llama", 1)
+    few = tmp_path / "b"
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj"])
+    torch.manual_seed(5)
+    model = peft.get_peft_model(tiny.model("llama"), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(str(few))
+    asked = prompts(8)
+    wanted = [alone("llama", folder, asked) for folder in (whole, few)]
+    base = tiny.model("llama")
+    with opened(base) as running:
+        loaded = [beside.load(base, folder) for folder in (whole, few)]
+        found = answered(running, asked, [loaded[row % 2] for row in range(8)])
+    assert found == [wanted[row % 2][row] for row in range(8)]
+
+
+@pytest.mark.parametrize("method", ["dora", "loha"])
+def test_what_is_more_than_plain_lora_is_left_to_be_merged(method: str, tmp_path: Path) -> None:
+    assert beside.load(tiny.model(), stored(tmp_path / "m", "llama", 1, method)) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 8}}]
+)
+def test_scales_that_differ_by_layer_are_left_to_be_merged(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = stored(tmp_path / "m", "llama", 1)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert beside.load(tiny.model(), folder) is None
+
+
+def test_an_adapter_for_other_layers_is_left_to_be_merged(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "m", "llama", 1)
+    model = tiny.model()
+    model.model.layers[0].self_attn.q_proj = peft.tuners.lora.layer.Linear(
+        model.model.layers[0].self_attn.q_proj, "x", config=peft.LoraConfig(r=2), r=2
+    )
+    assert beside.load(model, folder) is None
+
+
+def test_joined_adapters_are_forgotten_after_a_while(tmp_path: Path) -> None:
+    model = tiny.model()
+    loaded = [beside.load(model, stored(tmp_path / str(i), "llama", i)) for i in range(7)]
+    routes = beside.Beside()
+    for one, other in pairwise(loaded):
+        routes.route([one, other, None], 4)
+    assert len(routes._joined) == beside.MIXTURES
+    routes.route([None], 4)
+    assert not routes.touches(*model.modules())
