@@ -16,6 +16,7 @@ import torch
 from tests.engine.test_generation import END, prompts
 from tests.fakes import learning, tiny
 from tuneworthy.engine import adapters, beside, generation
+from tuneworthy.engine.adapters import quiet_peft
 from tuneworthy.engine.beside import Adapter
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import APART_AT_LEAST, Plain, Quick, opened
@@ -37,11 +38,16 @@ def stored(folder: Path, kind: str, seed: int, method: str = "lora", **changes: 
     return folder
 
 
+def _adapted(model: Any, folder: Path) -> Any:
+    with quiet_peft():
+        return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+
+
 def alone(kind: str, folder: Path | None, asked: Sequence[list[int]]) -> list[list[int]]:
     """PEFT's own way, one row at a time."""
     model = tiny.model(kind)
     if folder:
-        model = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+        model = _adapted(model, folder)
     return answered(Plain(model), asked, [None] * len(asked))
 
 
@@ -108,7 +114,7 @@ def test_sixteen_bits_are_near_pefts_own(kind: str, tmp_path: Path) -> None:
         assert adapter
         scores = generation.score(running, asked, [[[5, 6]]] * 9, adapter)
         base = generation.score(running, asked, [[[5, 6]]] * 9)
-    adapted = peft.PeftModel.from_pretrained(tiny.model(kind), str(folder)).eval()
+    adapted = _adapted(tiny.model(kind), folder)
     wanted = torch.tensor(generation.score(Plain(adapted), asked, [[[5, 6]]] * 9))
     assert (torch.tensor(scores) - wanted).norm() <= 0.05 * wanted.norm()
     assert (torch.tensor(base) - wanted).norm() > 0.1 * wanted.norm()
@@ -119,7 +125,8 @@ def test_an_adapter_of_few_layers_runs_beside_one_of_all(tmp_path: Path) -> None
     few = tmp_path / "b"
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj"])
     torch.manual_seed(5)
-    model = peft.get_peft_model(tiny.model("llama"), config)
+    with quiet_peft():
+        model = peft.get_peft_model(tiny.model("llama"), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:

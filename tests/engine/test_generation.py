@@ -161,6 +161,30 @@ def test_sixteen_bits_take_reordered_weights(kind: str) -> None:
     assert (torch.tensor(scores) - wanted).norm() <= 0.05 * wanted.norm()
 
 
+@pytest.mark.parametrize(("copies", "reordered"), [(2.9, False), (3.1, True)])
+def test_weights_are_kept_twice_only_where_memory_allows(
+    copies: float, reordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = tiny.model(), prompts(6)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    monkeypatch.setattr(layers.memory, "available", lambda device: int(copies * size))
+    made: list[int] = []
+    real = layers._Reordered.__call__
+
+    def counted(self: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        made.append(x.numel() // x.shape[-1])
+        return real(self, x, *args)
+
+    monkeypatch.setattr(layers._Reordered, "__call__", counted)
+    with opened(model) as running:
+        found, _ = said(running, asked)
+    assert found == said(Plain(model), asked)[0]
+    assert bool(made) == reordered
+    assert all(rows in layers.FEW_ROWS[torch.float32] for rows in made)
+
+
 def test_the_models_own_way_is_back_afterwards() -> None:
     model = tiny.model()
     native = model.config._attn_implementation

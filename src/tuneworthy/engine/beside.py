@@ -70,6 +70,8 @@ class Beside:
     """Which adapters the tokens of the pass under way go through."""
 
     def __init__(self) -> None:
+        self.roomy = True
+        """Whether there is memory for another copy of the weights, in a quicker order."""
         self._now: Adapter | None = None
         self._sees_T_R: torch.Tensor | None = None
         """1 where a token's adapter has a rank, 0 where others have; None if there is one."""

@@ -17,14 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneworthy.engine import memory
 from tuneworthy.engine.attention import Attending, LayerAttention, attend
 from tuneworthy.engine.beside import Beside
 from tuneworthy.engine.hardware import liger
 
+COPIES = 3
+"""Of all weights must fit into memory for a reordered one to be made beside the model's own."""
 CACHED_ROWS = 128
 """Tokens of a feed-forward block that are worked on at one time."""
-FEW_ROWS = 2048
-"""Up to so many tokens at a time reordered weights are worth it: beyond, a few per cent."""
+FEW_ROWS = {torch.bfloat16: range(1, 2049), torch.float32: range(2, 129)}
+"""Tokens at a time for which reordered weights are worth it, on a processor: beyond, a few per
+cent at most, and one token in 32 bits takes longer."""
 
 
 class _Norm(torch.autograd.Function):
@@ -176,7 +180,7 @@ def _adapted_linear(module: Any, beside: Beside | None) -> Callable[..., torch.T
 
 
 class _Reordered:
-    """Frozen 16-bit linear layers of one input, on a processor, for few rows at a time.
+    """Frozen linear layers of one input, on a processor, for few rows at a time.
 
     oneDNN wants weights in an order of its own and makes it anew at each call, which takes longer
     than a product with a few rows; here it is made once, when it is first needed.
@@ -185,11 +189,12 @@ class _Reordered:
     def __init__(self, modules: Sequence[Any]) -> None:
         self.modules = modules
         self.widths = [len(module.weight) for module in modules]
+        self.rows = FEW_ROWS[modules[0].weight.dtype]
 
     @cached_property
     def ordered(self) -> torch.Tensor:
         weight = torch.cat([module.weight.detach() for module in self.modules])
-        ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
+        ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows.stop - 1)
         return ordered
 
     @cached_property
@@ -197,6 +202,9 @@ class _Reordered:
         if self.modules[0].bias is None:
             return None
         return torch.cat([module.bias.detach() for module in self.modules])
+
+    def suits(self, x: torch.Tensor) -> bool:
+        return x.numel() // x.shape[-1] in self.rows
 
     def __call__(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
         """x·Wᵀ + b, and `then` a function by oneDNN's name ("swish" is SiLU)."""
@@ -211,31 +219,30 @@ class _Reordered:
         return output
 
 
-def _few(x: torch.Tensor) -> bool:
-    return x.numel() <= FEW_ROWS * x.shape[-1]
-
-
-def _reordered(*modules: Any) -> _Reordered | None:
+def _reordered(beside: Beside, *modules: Any) -> _Reordered | None:
     """The layers in oneDNN's order, if they are such layers and this is such a build."""
+    if not (beside.roomy and torch.backends.mkldnn.is_available()):
+        return None
     for module in modules:
         weight = getattr(module, "weight", None)
         if type(module) is not nn.Linear or weight is None or weight.requires_grad:
             return None
-        if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+        if weight.dtype not in FEW_ROWS or weight.device.type != "cpu":
             return None
         if (module.bias is None) != (modules[0].bias is None):
             return None
-    there = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return _Reordered(modules) if there else None
+        if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return None
+    return _Reordered(modules)
 
 
 def _answering_linear(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
     if beside is None or type(module) is not nn.Linear:
         return None
-    ordered = _reordered(module)
+    ordered = _reordered(beside, module)
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        quick = ordered is not None and _few(x)
+        quick = ordered is not None and ordered.suits(x)
         output = ordered(x) if quick else nn.functional.linear(x, self.weight, self.bias)  # type: ignore[misc]
         return beside.added(self, x, output)
 
@@ -252,12 +259,12 @@ def _together(
 
     if beside is None:
         return _low_rank(*modules) or each
-    ordered = _reordered(*modules)
+    ordered = _reordered(beside, *modules)
     if ordered is None:
         return each
 
     def joined(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not _few(x):
+        if not ordered.suits(x):
             return each(x)
         outputs = torch.split(ordered(x), ordered.widths, -1)
         return tuple(beside.added(module, x, out) for module, out in zip(modules, outputs))
@@ -316,7 +323,8 @@ def _gated(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | 
         return None
     silu = _is_silu(module.act_fn)
     gate, up = (
-        None if beside is None else _reordered(x) for x in (module.gate_proj, module.up_proj)
+        None if beside is None else _reordered(beside, x)
+        for x in (module.gate_proj, module.up_proj)
     )
     apart = beside is not None and gate is not None and up is not None and silu
     both = _together(None if apart else beside, module.gate_proj, module.up_proj)
@@ -330,7 +338,7 @@ def _gated(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | 
         return nn.functional.silu(gated) * raised
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        if apart and _few(x):
+        if apart and gate.suits(x):  # type: ignore[union-attr]
             inner = few(x)
         else:
             gated, raised = both(x)
@@ -417,6 +425,8 @@ def replaced(model: Any, beside: Beside | None = None) -> Iterator[dict[str, int
     }
     if beside is not None:
         kinds["linear layers"] = _answering_linear
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        beside.roomy = memory.available(torch.device("cpu")) > COPIES * weights
     counts = dict.fromkeys(kinds, 0)
     changed = []
     try:

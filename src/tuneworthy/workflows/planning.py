@@ -24,6 +24,8 @@ from tuneworthy.types import Decoding, Example
 from tuneworthy.workflows.measure import PeakMemory
 from tuneworthy.workflows.session import Listener, longest_answer
 
+ANSWERED_ROWS = 32
+"""Fewer would not show what many rows in one batch save."""
 PROBE_ROWS = 16
 PROBE_STEPS = 4
 PROBE_RATE = 1e-6
@@ -66,7 +68,8 @@ def plan(project: Project, *, listener: Listener | None = None) -> dict[str, Any
             folder=Path(temporary),
             report=lambda kind, fields: None,
         )
-        estimates = [_estimate(arm, task, len(rows.test), say) for arm in _wanted(project)]
+        rates: list[tuple[Recipe, float]] = []
+        estimates = [_estimate(arm, task, len(rows.test), say, rates) for arm in _wanted(project)]
     counted = [e for e in estimates if not e["reason"]]
     n = len(rows.test)
     difference = 2.8 * (ASSUMED_DISAGREEMENT / n) ** 0.5
@@ -86,19 +89,22 @@ def _wanted(project: Project) -> list[Arm]:
     return [a for name, a in ARMS.items() if project.arms == "auto" or name in project.arms]
 
 
-def _estimate(arm: Arm, task: Task, test_rows: int, say: Any) -> dict[str, Any]:
+def _estimate(
+    arm: Arm, task: Task, test_rows: int, say: Any, rates: list[tuple[Recipe, float]]
+) -> dict[str, Any]:
+    """`rates`: recipes that were tried, and the seconds a row of each."""
     engine, prices = task.kitchen.engine, task.project.prices
     documents = task.project.data.documents
     reason = arm.why_not(task) if not (arm.name == "rag" and documents) else None
     if reason:
         return {"arm": arm.name, "reason": reason}
     say(f"probing {arm.name}")
-    probe = task.dev[:PROBE_ROWS]
     recipe, dev_rounds = _recipe(arm, task)
     with PeakMemory() as memory:
-        start = time.monotonic()
-        FittedRecipe(recipe, task.kitchen).answer([example.prompt for example in probe])
-        per_row = (time.monotonic() - start) / len(probe)
+        per_row = next((rate for tried, rate in rates if tried == recipe), None)
+        if per_row is None:
+            per_row = _row_seconds(recipe, task)
+            rates.append((recipe, per_row))
         training = _training_seconds(arm, task) if isinstance(arm, Trained) else 0.0
     if arm.name == "linear":
         per_row = 0.01
@@ -117,6 +123,15 @@ def _estimate(arm: Arm, task: Task, test_rows: int, say: Any) -> dict[str, Any]:
         else _token_usd(task, recipe),
         "how": how,
     }
+
+
+def _row_seconds(recipe: Recipe, task: Task) -> float:
+    prompts = [example.prompt for example in task.dev[:ANSWERED_ROWS]]
+    fitted = FittedRecipe(recipe, task.kitchen)
+    fitted.answer(prompts[:1])  # opens the model, and reads what all begin with
+    start = time.monotonic()
+    fitted.answer(prompts)
+    return (time.monotonic() - start) / len(prompts)
 
 
 def _recipe(arm: Arm, task: Task) -> tuple[Recipe, int]:
