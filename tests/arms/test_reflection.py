@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def test_the_arm_tries_it_beside_the_drafts_and_keeps_the_best(task: Task) -> No
     assert record["candidates"][-1]["what"] == "rewritten by reflection (GEPA)"
     assert record["spread"]["of"] == "wording of the system prompt"
     assert len(record["dev_scores"]) == len(task.dev)
+
+
+def test_what_there_was_no_time_for_is_told(task: Task) -> None:
+    late = replace(task, deadline=time.monotonic() - 1)
+    record = ARMS["system-prompt"].fit(late).record
+    assert "(GEPA): not tried for want of time" in record["why"] and record["cut_short"]
 
 
 def test_without_a_model_to_reflect_with_there_are_drafts_alone(task: Task) -> None:

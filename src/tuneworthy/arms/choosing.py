@@ -99,8 +99,7 @@ def contest(
     done: list[Candidate] = []
     for number, (what, recipe) in enumerate(tries, 1):
         if done and task.late:
-            untried = [Candidate(w, r, 0.0, {}, given_up=True) for w, r in tries[number - 1 :]]
-            return [*done, *untried]
+            return [*done, *untried(tries[number - 1 :])]
         phase = f"choosing on dev, {number} of {len(tries)}: {what}"
         if done and task.row_seconds is not None and recipe.row_by_row:
             done.append(_looked(task, arm, what, recipe, first, phase, best(done)))
@@ -124,6 +123,11 @@ def contest(
         task.report("candidate", {"arm": arm, **whole.to_json()})
         done[done.index(candidate)] = whole
     return done
+
+
+def untried(tries: Tries) -> list[Candidate]:
+    """What there was no time for, to be told."""
+    return [Candidate(what, recipe, 0.0, {}, given_up=True) for what, recipe in tries]
 
 
 def _looked(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
-from tuneworthy.arms.choosing import Candidate, best, contest, fit_of, spread
+from tuneworthy.arms.choosing import Candidate, best, contest, fit_of, spread, untried
 from tuneworthy.arms.recipe import Examples, Recipe
 from tuneworthy.types import Example
 
@@ -42,7 +42,8 @@ class FewShot:
         ]
         candidates = contest(task, self.name, tries)
         winner = best(candidates)
-        orders = [] if task.late else contest(task, self.name, _orders(winner), beat=winner)
+        others = _orders(winner)
+        orders = untried(others) if task.late else contest(task, self.name, others, beat=winner)
         noise = spread(task, [winner, *orders], "order of the same examples")
         return fit_of(task, self.name, [*candidates, *orders], start, noise)
 

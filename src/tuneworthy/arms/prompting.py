@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe
-from tuneworthy.arms.choosing import best, chosen_on_dev, contest, fit_of, spread
+from tuneworthy.arms.choosing import best, chosen_on_dev, contest, fit_of, spread, untried
 from tuneworthy.arms.recipe import Recipe
 from tuneworthy.types import Example
 
@@ -56,13 +56,16 @@ class SystemPrompt:
         recipes = [(what, Recipe(system=text)) for what, text in tries.items() if text]
         candidates = contest(task, self.name, recipes)
         noise = spread(task, candidates, "wording of the system prompt")
-        if task.kitchen.reflector and not task.late:
+        rewritten = "rewritten by reflection (GEPA)"
+        if task.kitchen.reflector and task.late:
+            candidates += untried([(rewritten, Recipe())])
+        elif task.kitchen.reflector:
             from tuneworthy.arms.reflection import optimised
 
             first = best(candidates).recipe.system or draft
             found = optimised(task, first)
             if found != first:
-                again = [("rewritten by reflection (GEPA)", Recipe(system=found))]
+                again = [(rewritten, Recipe(system=found))]
                 candidates += contest(task, self.name, again)
         return fit_of(task, self.name, candidates, start, noise)
 
