@@ -13,14 +13,11 @@ import peft
 import pytest
 import torch
 
-from tests.engine.test_generation import END, prompts
+from tests.engine.test_generation import prompts, said
 from tests.fakes import learning, tiny
 from tuneworthy.engine import adapters, beside, generation
 from tuneworthy.engine.adapters import quiet_peft
-from tuneworthy.engine.beside import Adapter
-from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import APART_AT_LEAST, Plain, Quick, opened
-from tuneworthy.types import Decoding
 
 KINDS = ("llama", "llama biased", "gemma2")
 
@@ -48,27 +45,7 @@ def alone(kind: str, folder: Path | None, asked: Sequence[list[int]]) -> list[li
     model = tiny.model(kind)
     if folder:
         model = _adapted(model, folder)
-    return answered(Plain(model), asked, [None] * len(asked))
-
-
-def answered(
-    running: Any, asked: Sequence[list[int]], owners: Sequence[Adapter | None]
-) -> list[list[int]]:
-    found: dict[int, list[int]] = {}
-    scheduler = Scheduler(
-        running,
-        stop_ids=frozenset([END]),
-        stop=(),
-        decode=lambda ids: " ".join(map(str, ids)),
-        on_answer=lambda i, answer: found.__setitem__(i, [int(x) for x in answer.text.split()]),
-    )
-    rows = [Row(i, ids, Decoding(max_tokens=8)) for i, ids in enumerate(asked)]
-    for row, owner in zip(rows, owners):
-        row.adapter = owner
-    scheduler.add(rows)
-    while scheduler.busy:
-        scheduler.step()
-    return [found[i] for i in range(len(asked))]
+    return said(Plain(model), asked)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,9 +75,9 @@ def test_rows_of_several_adapters_say_what_each_says_alone(
         monkeypatch.setattr(running, "step", stepping)
         loaded = [folder and beside.load(model, folder) for folder in folders]
         owners = random.Random(shared).choices([0, 1, 2], k=len(asked))
-        found = answered(running, asked, [loaded[i] for i in owners])
+        found, _ = said(running, asked, owners=[loaded[i] for i in owners])
         # And the base alone once more: nothing of them is left.
-        assert answered(running, asked, [None] * len(asked)) == wanted[None]
+        assert said(running, asked)[0] == wanted[None]
     assert found == [wanted[folders[owner]][row] for row, owner in enumerate(owners)]
     assert max(together) == (3 if shared < APART_AT_LEAST else 1)
 
@@ -137,7 +114,7 @@ def test_an_adapter_of_few_layers_runs_beside_one_of_all(tmp_path: Path) -> None
     base = tiny.model("llama")
     with opened(base) as running:
         loaded = [beside.load(base, folder) for folder in (whole, few)]
-        found = answered(running, asked, [loaded[row % 2] for row in range(8)])
+        found, _ = said(running, asked, owners=[loaded[row % 2] for row in range(8)])
     assert found == [wanted[row % 2][row] for row in range(8)]
 
 

@@ -11,6 +11,7 @@ import torch
 
 from tests.fakes import tiny
 from tuneworthy.engine import generation, layers, runner, slots
+from tuneworthy.engine.beside import Adapter
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import Plain, Quick, opened
 from tuneworthy.engine.slots import Pool, Shape, Slots
@@ -30,7 +31,11 @@ def prompts(count: int, shared: int = 0) -> list[list[int]]:
 
 
 def said(
-    running: Any, asked: Sequence[list[int]], tokens: int = 8, **more: Any
+    running: Any,
+    asked: Sequence[list[int]],
+    tokens: int = 8,
+    owners: Sequence[Adapter | None] | None = None,
+    **more: Any,
 ) -> tuple[list[list[int]], Scheduler]:
     found: dict[int, list[int]] = {}
     scheduler = Scheduler(
@@ -41,7 +46,10 @@ def said(
         on_answer=lambda i, answer: found.__setitem__(i, [int(x) for x in answer.text.split()]),
         **more,
     )
-    scheduler.add(Row(i, ids, Decoding(max_tokens=tokens)) for i, ids in enumerate(asked))
+    scheduler.add(
+        Row(i, ids, Decoding(max_tokens=tokens), adapter=owner)
+        for i, (ids, owner) in enumerate(zip(asked, owners or [None] * len(asked)))
+    )
     while scheduler.busy:
         scheduler.step()
     return [found[i] for i in range(len(asked))], scheduler
