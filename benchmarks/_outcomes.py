@@ -17,6 +17,7 @@ from tuneworthy.arms.training import Trained
 from tuneworthy.data import ledger
 from tuneworthy.evaluation.statistics import ALPHA, Difference, compare
 from tuneworthy.store import RunFolder
+from tuneworthy.workflows.learning import curve, foreseen
 from tuneworthy.workflows.spending import seeds
 
 Outcome = dict[str, Any]
@@ -102,6 +103,7 @@ def truth(run: RunFolder) -> Outcome:
                 for place in (name, *seeds(run, name))
                 if _complete(run, place)
             ],
+            "curve": [_step(record) for record in curve(run, name)],
         }
         for name in ARMS
         if _complete(run, name)
@@ -130,6 +132,16 @@ def _training(run: RunFolder, place: str, ids: Sequence[str]) -> Outcome:
     }
 
 
+def _step(record: Mapping[str, Any]) -> Outcome:
+    """One training on a part of the rows, as forecasts read it."""
+    return {
+        **{name: record[name] for name in ("share", "rows")},
+        "dev_scores": [_rounded(score) for score in record["dev_scores"]],
+        "dev_loss": _rounded(record["dev_loss"]),
+        "seconds": _rounded(record["seconds"]),
+    }
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, DECIMALS)
 
@@ -144,14 +156,6 @@ def verdict(budgeted: Mapping[str, Any]) -> Outcome:
         "spent_seconds": _rounded(spent["seconds"]),
         "exhaustive_seconds_estimate": _rounded(spent["exhaustive_seconds_estimate"]),
         "spent": [{**piece, "seconds": _rounded(piece["seconds"])} for piece in spent["by"]],
-        "forecast": [
-            {
-                **{name: item[name] for name in ("arm", "at", "rows", "of")},
-                "predicted": _rounded(item["predicted"]),
-                "interval": item["interval"] and [_rounded(end) for end in item["interval"]],
-            }
-            for item in decision["forecast"]
-        ],
     }
 
 
@@ -195,7 +199,7 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
     difference = None
     if chosen in rows and chosen != best:
         difference = _compared(rows[best], rows[chosen], outcome["clusters"])
-    held, unknown = _forecasts(outcome)
+    held, unknown = _held(outcome)
     return Judged(
         verdict=decided["verdict"],
         arm=chosen,
@@ -240,18 +244,26 @@ def _compared(
     return compare([x for x, _, _ in shared], [y for _, y, _ in shared], [c for *_, c in shared])
 
 
-def _forecasts(outcome: Outcome) -> tuple[dict[str, list[bool]], int]:
-    """Whether the bands of forecasts for all rows held, by quantity, and how many were unknown."""
+def forecasts(outcome: Outcome) -> list[dict[str, Any]]:
+    """What each arm's learning curve foretells of all rows, beside what the first seed came to."""
+    rows, found = outcome["rows"], []
+    for name, arm in outcome["arms"].items():
+        if steps := arm.get("curve"):
+            first = arm["seeds"][0]
+            came = {"scores": first["scores"], "loss": first["dev_loss"]}
+            found += foreseen(name, steps, came, rows["train"], rows["test"])
+    # Of more rows than there are nobody knows what would come true.
+    return [item for item in found if item["rows"] == rows["train"]]
+
+
+def _held(outcome: Outcome) -> tuple[dict[str, list[bool]], int]:
+    """Whether the bands of forecasts held, by quantity, and how many were unknown."""
     held: dict[str, list[bool]] = {"score": [], "loss": []}
     unknown = 0
-    for item in outcome["budgeted"]["forecast"]:
-        if item["rows"] != outcome["rows"]["train"] or item["arm"] not in outcome["arms"]:
-            continue  # for more rows than there are: nobody knows what would come true
-        first = outcome["arms"][item["arm"]]["seeds"][0]
-        realised = _mean(first["scores"]) if item["of"] == "score" else first["dev_loss"]
+    for item in forecasts(outcome):
         if item["interval"] is None:
             unknown += 1
-        elif realised is not None:
+        else:
             low, high = item["interval"]
-            held[item["of"]].append(low <= realised <= high)
+            held[item["of"]].append(low <= item["realised"] <= high)
     return held, unknown

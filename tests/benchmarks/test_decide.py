@@ -18,7 +18,7 @@ from tests.fakes import projects
 from tuneworthy import examples, store
 from tuneworthy.store import RunFolder
 
-from .test_outcomes import forecast, outcome, steady, training
+from .test_outcomes import curve, outcome, steady, training
 
 ARMS = ["zero-shot", "few-shot", "lora"]
 
@@ -62,11 +62,17 @@ def test_a_task_is_decided_and_then_run_to_its_end_in_the_same_run(bench: Here) 
     for name, arm in stored["arms"].items():
         assert len(arm["seeds"]) == (3 if arm["trained"] else 1), name
         assert all(len(seed["scores"]) == stored["rows"]["test"] for seed in arm["seeds"])
+        train = stored["rows"]["train"]
+        parts = [round(train * share) for share in (1 / 4, 1 / 2)] if arm["trained"] else []
+        assert [step["rows"] for step in arm["curve"]] == parts, "an eighth is too few here"
+        assert all(len(step["dev_scores"]) == stored["rows"]["dev"] for step in arm["curve"])
     assert len(stored["clusters"]) == stored["rows"]["test"]
     assert stored["budgeted"]["arm"] in stored["arms"]
     assert stored["budgeted"]["spent_seconds"] > 0 and stored["budgeted"]["spent"]
     found = decide.judge(stored, facts=False)
     assert found.share > 0 and found.best in stored["arms"]
+    trained = sum(arm["trained"] for arm in stored["arms"].values())
+    assert len(found.held["score"]) == len(found.held["loss"]) == trained
 
 
 def test_what_is_done_is_not_done_again(bench: Here, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +156,10 @@ def stored() -> dict[str, dict[str, Any]]:
     """Outcomes of all tasks: right, and one of facts on which fine-tuning was recommended."""
     arms = {"few-shot": [training(steady(0.7))], "lora": [training(steady(0.5))] * 3}
     found = {name: outcome(arms, spent_seconds=80.0) for name in decide.TASKS}
-    bands = [forecast([0.4, 0.6]), forecast([0.8, 0.9]), forecast(None, "loss")]
-    found["wordnet"] = outcome(arms, "lora", spent_seconds=200.0, forecast=bands)
+    found["wordnet"] = outcome(arms, "lora", spent_seconds=200.0)
+    lora = found["wordnet"]["arms"]["lora"]
+    lora["curve"] = curve((50, 0.3, 4.0), (100, 0.4, 3.5))
+    lora["seeds"] = [training(steady(0.5), dev_loss=0.1)] * 3
     found["pokedex"] = outcome(arms, "lora", fine_tune=True, spent_seconds=40.0)
     return found
 
@@ -160,7 +168,7 @@ def test_tuned_tasks_and_those_kept_aside_are_counted_apart() -> None:
     found, tables = decide.table(stored())
     tuned = found["tuned-verdicts"]
     assert (tuned["right"], tuned["tasks"], tuned["ours"]) == (3, 5, 0.6)
-    assert (tuned["held"], tuned["forecasts"], tuned["unknown"]) == (1, 2, 1)
+    assert (tuned["held"], tuned["forecasts"], tuned["unknown"]) == (1, 2, 0)
     assert tuned["tuned_on_facts"] == 1
     assert found["tuned-spent"]["ours"] == pytest.approx(80 / 400)
     assert found["tuned-spent"]["maximum"] == pytest.approx(200 / 400)

@@ -35,14 +35,25 @@ def outcome(
         "date": "2026-01-01T00:00:00.000Z",
         "rows": {"train": 400, "dev": 100, "test": 60},
         "clusters": CLUSTERS,
-        "arms": {name: {"trained": len(s) > 1, "seeds": s} for name, s in arms.items()},
-        "budgeted": {**decided, "forecast": [], **budgeted},
+        "arms": {
+            name: {"trained": len(s) > 1, "seeds": s, "curve": []} for name, s in arms.items()
+        },
+        "budgeted": {**decided, **budgeted},
     }
 
 
-def forecast(interval: Sequence[float] | None, of: str = "score", **more: Any) -> dict[str, Any]:
-    fields = {"arm": "lora", "at": 0.5, "rows": 400, "of": of, "predicted": 0.5}
-    return {**fields, "interval": interval, **more}
+def curve(*steps: tuple[int, float, float]) -> list[dict[str, Any]]:
+    """Trainings on so many of 400 rows: mean score of a hundred dev rows, and dev loss."""
+    return [
+        {
+            "share": rows / 400,
+            "rows": rows,
+            "dev_scores": [float(row < 100 * score) for row in range(100)],
+            "dev_loss": loss,
+            "seconds": 9.0,
+        }
+        for rows, score, loss in steps
+    ]
 
 
 def test_the_best_arm_is_right() -> None:
@@ -106,20 +117,29 @@ def test_the_share_is_of_all_arms_with_all_seeds() -> None:
     assert judge(outcome(arms, budget_seconds=None), False).of_budget is None
 
 
-def test_forecasts_are_held_against_the_first_seed() -> None:
-    seeds = [training(steady(mean), dev_loss=loss) for mean, loss in ((0.6, 1.5), (0.2, 3.0))]
-    made = [
-        forecast([0.55, 0.65]),
-        forecast([0.61, 0.9]),
-        forecast([1.4, 1.6], "loss"),
-        forecast([1.6, 1.9], "loss"),
-        forecast(None),
-        forecast([0.0, 1.0], rows=1600),
-        forecast([0.0, 1.0], arm="full"),
-    ]
-    found = judge(outcome({"lora": seeds}, "lora", forecast=made), False)
-    assert found.held == {"score": [True, False], "loss": [True, False]}
-    assert found.unknown == 1
+def test_forecasts_of_the_curves_are_held_against_the_first_seed() -> None:
+    """As they would be made today: an outcome holds points, not what was once foretold."""
+    seeds = [training(steady(mean), dev_loss=loss) for mean, loss in ((0.6, 1.0), (0.05, 9.0))]
+    made = outcome({"lora": seeds, "few-shot": [training(steady(0.5))]}, "lora")
+    made["arms"]["lora"]["curve"] = curve((50, 0.3, 1.8), (100, 0.4, 1.5), (200, 0.5, 1.2))
+    told = _outcomes.forecasts(made)
+    assert [(item["at"], item["of"]) for item in told] == [
+        (0.25, "score"), (0.25, "loss"), (0.5, "score"), (0.5, "loss")
+    ]  # fmt: skip
+    assert all(item["rows"] == 400 for item in told)
+    found = judge(made, False)
+    assert found.held == {"score": [True, True], "loss": [True, True]} and found.unknown == 0
+    seeds[0] = training(steady(0.95, swing=0.01), dev_loss=3.0)
+    assert judge(outcome_with(made, seeds), False).held == {
+        "score": [False, False], "loss": [False, False]
+    }  # fmt: skip
+    made["arms"]["lora"]["curve"] = curve((20, 0.3, 1.8), (40, 0.4, 1.5))
+    assert judge(made, False).unknown == 2, "ten times the rows"
+
+
+def outcome_with(made: dict[str, Any], seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    lora = {**made["arms"]["lora"], "seeds": seeds}
+    return {**made, "arms": {**made["arms"], "lora": lora}}
 
 
 def test_fine_tuning_counts_against_a_task_of_facts_alone() -> None:
@@ -148,7 +168,7 @@ def test_each_task_is_an_example_and_those_with_documents_are_of_facts() -> None
 
 
 def test_lists_of_numbers_are_written_on_one_line(tmp_path: Path) -> None:
-    made = outcome({"lora": [training([0.25, None, 1.0])]}, forecast=[forecast([0.1, 1e-05])])
+    made = outcome({"lora": [training([0.25, None, 1.0])]}, interval=[0.1, 1e-05])
     made["note"] = "[ 1, 2 ]"
     path = tmp_path / "results" / "toy.json"
     _outcomes.write(path, made)

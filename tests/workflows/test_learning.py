@@ -80,12 +80,21 @@ def test_exhaustive_trains_what_was_stopped_in_the_same_run(project_folder: Path
         rows = store.read_jsonl(run.predictions(f"lora/seeds/{seed}"))
         assert len(rows) == 40
         assert store.read_json(run.fit(f"lora/seeds/{seed}"))["seed"] == seed
+    # The parts that nothing needed any more are there as well, each once.
+    total = len(run_rows(run, "train"))
+    parts = [round(total * share) for share in (1 / 4, 1 / 2)]
+    assert [step["rows"] for step in learning.curve(run, "lora")] == parts, "an eighth is too few"
+    assert any(line["rows"] == 4 * total for line in second.record["forecast"])
     # What was forecast stands beside what came true.
     told = [line for line in second.record["forecast"] if line["realised"] is not None]
     assert {line["of"] for line in told} == {"score", "loss"}
     held = [line for line in told if line["of"] == "score"]
     assert all(line["interval"][0] <= line["realised"] <= line["interval"][1] for line in held)
     assert second.record["spent"]["seconds"] >= first.record["spent"]["seconds"]
+
+
+def run_rows(run: RunFolder, split: str) -> list[dict[str, Any]]:
+    return [row for row in store.read_jsonl(run.rows) if row["split"] == split]
 
 
 def test_steps_are_nested_parts_and_never_test_rows(

@@ -22,7 +22,8 @@ def decide(
     exhaustive: Annotated[
         bool,
         typer.Option(
-            "--exhaustive", help="Every arm on all rows, three seeds, even where it is settled."
+            "--exhaustive",
+            help="Every arm on all rows, three seeds, and parts of the rows, even where it is settled.",
         ),
     ] = False,
     require: Annotated[

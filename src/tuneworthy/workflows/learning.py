@@ -87,24 +87,10 @@ def try_on_parts(session: Session, arm: Trained, deadline: float | None) -> str 
     best = best_on_dev(session, but=arm.name)
     if best is None:
         return None
-    known = {record["rows"]: record for record in _curve(session.folder, arm.name)}
-    total = len(session.rows.train)
-    for share in SHARES:
-        rows = round(share * total)
-        if rows < FEWEST_ROWS:
-            continue
-        if deadline is not None and time.monotonic() > deadline:
-            return None  # the caller says that there was no time
-        if rows not in known:
-            seconds = _seconds_per_row(session, arm, known, deadline)
-            if deadline is not None and time.monotonic() + seconds * (rows + total) > deadline:
-                session.say(f"{arm.name}: no time for parts of the rows beside all of them")
-                return None
-            record = {"share": share, **arm.step(session.task(arm.name, deadline), rows)}
-            if record["stopped"] == "deadline":
-                return None
-            store.append_jsonl(curve_file(session.folder, arm.name), [record])
-            known[rows] = record
+    known = _by_rows(session.folder, arm.name)
+    for share, rows in _parts(session):
+        if not _trained(session, arm, share, rows, known, deadline):
+            return None  # if that is for want of time, the caller says so
         points = [known[n] for n in sorted(known) if n <= rows]
         chance = _judged(session, arm.name, points, share, best)
         if isinstance(chance, Stop):
@@ -113,6 +99,53 @@ def try_on_parts(session: Session, arm: Trained, deadline: float | None) -> str 
         if chance is not None and chance >= EVEN:
             return None
     return None
+
+
+def train_on_all_parts(session: Session, arm: Trained, deadline: float | None) -> None:
+    """The whole learning curve, whatever it says; steps that are done are not done again."""
+    known = _by_rows(session.folder, arm.name)
+    for share, rows in _parts(session):
+        if not _trained(session, arm, share, rows, known, deadline):
+            return
+
+
+def _parts(session: Session) -> list[tuple[float, int]]:
+    """Shares of the training rows that are tried, and how many rows each is."""
+    parts = [(share, round(share * len(session.rows.train))) for share in SHARES]
+    return [(share, rows) for share, rows in parts if rows >= FEWEST_ROWS]
+
+
+def _by_rows(folder: RunFolder, arm: str) -> dict[int, dict[str, Any]]:
+    return {record["rows"]: record for record in curve(folder, arm)}
+
+
+def _trained(
+    session: Session,
+    arm: Trained,
+    share: float,
+    rows: int,
+    known: dict[int, dict[str, Any]],
+    deadline: float | None,
+) -> bool:
+    """Have a training on so many rows among the known ones; False where time does not allow it.
+
+    It does where all rows can be trained on after it too, unless they are already.
+    """
+    if deadline is not None and time.monotonic() > deadline:
+        return False
+    if rows in known:
+        return True
+    seconds = _seconds_per_row(session, arm, known, deadline)
+    after = 0 if session.folder.fit(arm.name).exists() else len(session.rows.train)
+    if deadline is not None and time.monotonic() + seconds * (rows + after) > deadline:
+        session.say(f"{arm.name}: no time for parts of the rows beside all of them")
+        return False
+    record = {"share": share, **arm.step(session.task(arm.name, deadline), rows)}
+    if record["stopped"] == "deadline":
+        return False
+    store.append_jsonl(curve_file(session.folder, arm.name), [record])
+    known[rows] = record
+    return True
 
 
 def _seconds_per_row(
@@ -203,40 +236,53 @@ def scores_on_dev(session: Session, name: str) -> Sequence[float | None]:
 
 
 def forecasts(folder: RunFolder, train_rows: int, test_rows: int) -> list[dict[str, Any]]:
-    """Every forecast that the learning curves allow, of score and loss, with what came true.
-
-    Recomputed from the curves: at each step for all rows, and at the end for four times as many.
-    """
+    """Every forecast that the learning curves allow, of score and loss, with what came true."""
     found = []
     for name in ARMS:
-        curve = _curve(folder, name)
-        if not curve:
-            continue
-        outcome = _outcome(folder, name)
-        for last in range(1, len(curve)):
-            found += _forecast_both(name, curve[: last + 1], train_rows, test_rows, outcome)
-        if outcome["score"] is not None:
-            whole = {
-                "share": 1.0,
-                "rows": train_rows,
-                "dev_scores": outcome["dev_scores"],
-                "dev_loss": outcome["loss"],
-            }
-            if whole["dev_scores"]:
-                beyond = {"score": None, "loss": None}
-                found += _forecast_both(name, [*curve, whole], 4 * train_rows, test_rows, beyond)
+        if steps := curve(folder, name):
+            found += foreseen(name, steps, _outcome(folder, name), train_rows, test_rows)
+    return found
+
+
+def foreseen(
+    arm: str,
+    steps: Sequence[Mapping[str, Any]],
+    outcome: Mapping[str, Any],
+    train_rows: int,
+    test_rows: int,
+) -> list[dict[str, Any]]:
+    """At each step of a learning curve for all rows; after these, for four times as many.
+
+    A step has `share`, `rows`, `dev_scores` and `dev_loss`; the outcome of all rows the `scores` of
+    the sealed ones, and `loss`, on dev. It is empty where it is not known.
+    """
+    found = []
+    score = _mean(outcome["scores"]) if outcome else None
+    came = {"score": score, "loss": outcome.get("loss")}
+    for last in range(1, len(steps)):
+        found += _forecast_both(arm, steps[: last + 1], train_rows, test_rows, came)
+    if outcome:
+        # The sealed score itself is where more rows would start from.
+        whole = {
+            "share": 1.0,
+            "rows": train_rows,
+            "dev_scores": outcome["scores"],
+            "dev_loss": outcome["loss"],
+        }
+        beyond = {"score": None, "loss": None}
+        found += _forecast_both(arm, [*steps, whole], 4 * train_rows, test_rows, beyond)
     return found
 
 
 def _forecast_both(
     arm: str,
-    curve: Sequence[dict[str, Any]],
+    steps: Sequence[Mapping[str, Any]],
     rows: int,
     test_rows: int,
-    outcome: dict[str, Any],
+    came: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    scores = [_point(record) for record in curve]
-    losses = [Point(record["rows"], record["dev_loss"]) for record in curve]
+    scores = [_point(record) for record in steps]
+    losses = [Point(record["rows"], record["dev_loss"]) for record in steps]
     last = scores[-1].value
     # The sealed rows are a sample too.
     sampling = math.sqrt(max(last * (1 - last), 0.01) / max(1, test_rows))
@@ -247,12 +293,12 @@ def _forecast_both(
     return [
         {
             "arm": arm,
-            "at": curve[-1]["share"],
+            "at": steps[-1]["share"],
             "rows": rows,
             "of": of,
             "predicted": expected.predicted if expected else None,
             "interval": expected and _shown(expected, test_rows),
-            "realised": outcome[of],
+            "realised": came[of],
         }
         for of, expected in both
     ]
@@ -267,29 +313,24 @@ def _shown(expected: Forecast, test_rows: int) -> list[float]:
 
 
 def _outcome(folder: RunFolder, name: str) -> dict[str, Any]:
-    """What training on all rows came to: score on the sealed rows, loss and scores on dev."""
-    nothing = {"score": None, "loss": None, "dev_scores": None}
+    """What training on all rows came to: scores of the sealed rows, loss on dev. Empty if it did not."""
     fit, measured = folder.fit(name), folder.measured(name)
     if not fit.exists() or not measured.exists():
-        return nothing
+        return {}
     training = store.read_json(fit)["training"]
     if training["stopped"] == "deadline" or not store.read_json(measured)["complete"]:
-        return nothing
+        return {}
     latest = {r["id"]: r["score"] for r in store.read_jsonl(folder.predictions(name))}
     scores = [score for score in latest.values() if score is not None]
-    dev = folder.arm(name) / "dev.json"
-    return {
-        "score": statistics.fmean(scores) if scores else None,
-        "loss": training["dev_loss"],
-        "dev_scores": store.read_json(dev)["scores"] if dev.exists() else None,
-    }
+    return {"scores": scores, "loss": training["dev_loss"]} if scores else {}
 
 
-def _curve(folder: RunFolder, arm: str) -> list[dict[str, Any]]:
+def curve(folder: RunFolder, arm: str) -> list[dict[str, Any]]:
+    """What training on parts of the rows came to, the smallest first."""
     return sorted(store.read_jsonl(curve_file(folder, arm)), key=lambda record: record["rows"])
 
 
-def _point(record: dict[str, Any], against: Sequence[float | None] | None = None) -> Point:
+def _point(record: Mapping[str, Any], against: Sequence[float | None] | None = None) -> Point:
     """Mean score on dev and its standard error; that of the paired difference where one is given."""
     pairs = [
         (mine, None if against is None else other)
