@@ -266,8 +266,13 @@ def show(title: str, header: Sequence[str], rows: Rows) -> str:
     console = Console(width=max(WIDTH, Console().width))
     console.print(title, highlight=False)
     console.print(table)
+    return f"**{title}**\n\n{markdown(header, rows)}"
+
+
+def markdown(header: Sequence[str], rows: Rows) -> str:
+    """A table, its first column to the left and the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def workload(

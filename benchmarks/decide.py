@@ -18,7 +18,19 @@ from typing import Any
 
 import _common
 from _common import BENCHMARKS, ContenderFailed, Event, Progress
-from _outcomes import TASKS, Judged, Outcome, Task, aside, identity, judge, truth, verdict, write
+from _outcomes import (
+    TASKS,
+    Judged,
+    Outcome,
+    Task,
+    aside,
+    forecasts,
+    identity,
+    judge,
+    truth,
+    verdict,
+    write,
+)
 
 from tuneworthy import examples, load, store
 from tuneworthy.store import RunFolder
@@ -136,6 +148,12 @@ def read(results: Path, name: str) -> Outcome | None:
     return store.read_json(path) if path.exists() else None
 
 
+def stored(results: Path) -> dict[str, Outcome]:
+    """What is stored of all tasks, in their order."""
+    found = {name: read(results, name) for name in TASKS}
+    return {name: outcome for name, outcome in found.items() if outcome is not None}
+
+
 # The table
 
 
@@ -195,15 +213,18 @@ def summary(found: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
+_FORESEEN = (
+    "forecasts whose 80 % band held",
+    "of the score",
+    "of the loss",
+    "forecasts that said unknown",
+)
 _LABELS = (
     "verdict is the best arm, or not told apart from it",
     "seconds spent, share of exhaustive, median",
     "seconds spent, share of exhaustive, maximum",
     "time taken, share of the budget, maximum",
-    "forecasts whose 80 % band held",
-    "of the score",
-    "of the loss",
-    "forecasts that said unknown",
+    *_FORESEEN,
     '"fine-tune" recommended on a facts task',
 )
 
@@ -244,6 +265,29 @@ def _line(name: str, used: str, found: Judged) -> list[str]:
         "none" if found.of_budget is None else f"{found.of_budget:.0%}",
         f"{sum(hits)} of {len(hits)}",
     ]
+
+
+def calibration() -> str:
+    """Markdown: every forecast that the stored curves allow today, beside what came true."""
+    outcomes = stored(RESULTS)
+    _, tables = table(outcomes)
+    [header, lines] = next(
+        ([head, rows] for title, head, rows in tables if title == "all tasks"), [[], []]
+    )
+    figures = [line for line in lines if line[0] in _FORESEEN]
+    told = [_foreseen(name, item) for name, found in outcomes.items() for item in forecasts(found)]
+    each = ["task", "arm", "tried on", "of", "foreseen", "80 % band", "came true", "held"]
+    return f"{_common.markdown(header, figures)}\n{_common.markdown(each, told)}"
+
+
+def _foreseen(name: str, item: Mapping[str, Any]) -> list[str]:
+    start = [name, item["arm"], f"{item['at']:.1%}", item["of"]]
+    came = f"{item['realised']:.3f}"
+    if item["interval"] is None:
+        return [*start, "unknown", "", came, ""]
+    low, high = item["interval"]
+    held = "yes" if low <= item["realised"] <= high else "**no**"
+    return [*start, f"{item['predicted']:.3f}", f"{low:.3f} to {high:.3f}", came, held]
 
 
 def _workloads(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,8 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     bench.budgeted_again(name)
                 elif read(RESULTS, name) is None:
                     bench.task(name)
-        stored = {name: read(RESULTS, name) for name in TASKS}
-        show({name: found for name, found in stored.items() if found is not None})
+        show(stored(RESULTS))
 
 
 if __name__ == "__main__":

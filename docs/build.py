@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tuneworthy.cli import app
 from tuneworthy.config import Project
 
 REFERENCE = Path(__file__).parent / "reference"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MADE = "<!-- Made by docs/build.py: change the code, then run `make docs`. -->"
 COLUMNS = 80
 
@@ -134,6 +136,33 @@ def python_api() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def calibration() -> str:
+    """Every forecast of the decision benchmark beside what came true."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.insert(0, str(BENCHMARKS))
+    benchmark = importlib.import_module("decide")
+    outcomes = benchmark.stored(benchmark.RESULTS)
+    missing = [name for name in benchmark.TASKS if name not in outcomes]
+    return (
+        "\n\n".join(
+            [
+                "# Calibration of forecasts",
+                MADE,
+                "What [forecasts](../concepts/forecast.md) say today of the learning curves that "
+                "[`benchmarks/decide.py`](../guides/benchmarks.md#deciding) has stored, trained on parts of the "
+                "rows, and what training on all of them came to. *Tuned*: tasks that whoever changes the "
+                "forecast may look at; *aside*: those that are looked at only to publish this. 80 % bands "
+                "should hold 75 to 90 % of the time: fewer is overconfident, more is too vague.",
+                f"Not measured yet: {', '.join(missing)}."
+                if missing
+                else "All eight tasks are in it.",
+                benchmark.calibration().strip(),
+            ]
+        )
+        + "\n"
+    )
+
+
 def _function(node: ast.FunctionDef) -> str:
     documented = ast.get_docstring(node) or ""
     return f"### {node.name}\n\n{_block('python', _signature(node))}\n\n{documented}"
@@ -183,6 +212,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "command-line.md": command_line,
     "project-file.md": project_file,
     "python.md": python_api,
+    "calibration.md": calibration,
 }
 
 

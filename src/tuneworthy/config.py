@@ -218,8 +218,7 @@ class Project(_Settings):
     likelihood: bool = False
     """Also measure how likely each arm finds the sealed completions: it differs where all score 0."""
     exhaustive: bool = False
-    """Train every arm on all rows with three seeds and on parts of them, even where that cannot change
-    the answer."""
+    """Train every arm on all rows with three seeds, and on parts of them, even where it is settled."""
     requests_per_month: Annotated[int, Field(ge=0)] = 100_000
     """How many requests the task will have, for the cost side of the verdict."""
     prices: Prices = Prices()

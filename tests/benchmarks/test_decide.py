@@ -152,7 +152,7 @@ def test_the_process_of_a_decision_says_what_it_does(
     assert {} in events
 
 
-def stored() -> dict[str, dict[str, Any]]:
+def all_tasks() -> dict[str, dict[str, Any]]:
     """Outcomes of all tasks: right, and one of facts on which fine-tuning was recommended."""
     arms = {"few-shot": [training(steady(0.7))], "lora": [training(steady(0.5))] * 3}
     found = {name: outcome(arms, spent_seconds=80.0) for name in decide.TASKS}
@@ -165,7 +165,7 @@ def stored() -> dict[str, dict[str, Any]]:
 
 
 def test_tuned_tasks_and_those_kept_aside_are_counted_apart() -> None:
-    found, tables = decide.table(stored())
+    found, tables = decide.table(all_tasks())
     tuned = found["tuned-verdicts"]
     assert (tuned["right"], tuned["tasks"], tuned["ours"]) == (3, 5, 0.6)
     assert (tuned["held"], tuned["forecasts"], tuned["unknown"]) == (1, 2, 0)
@@ -185,7 +185,7 @@ def test_tuned_tasks_and_those_kept_aside_are_counted_apart() -> None:
 
 
 def test_the_same_outcomes_give_the_same_table_in_any_order() -> None:
-    outcomes = stored()
+    outcomes = all_tasks()
     assert decide.table(outcomes) == decide.table(outcomes)
     assert decide.table(dict(reversed(outcomes.items())))[0] == decide.table(outcomes)[0]
 
@@ -210,7 +210,7 @@ def test_the_table_alone_runs_nothing_and_is_recorded_once(
 ) -> None:
     monkeypatch.setattr(decide, "Bench", None)
     about = {**_common.machine(), "processor": "A machine of old"}
-    for name, found in stored().items():
+    for name, found in all_tasks().items():
         more = {"machine": about, "versions": {"torch": "1"}}
         decide.write(decide.RESULTS / f"{name}.json", {**found, **more})
     decide.main(["--table"])
@@ -222,11 +222,21 @@ def test_the_table_alone_runs_nothing_and_is_recorded_once(
     assert "recorded already" in capsys.readouterr().err
 
 
+def test_every_forecast_is_published_beside_what_came_true(places: Path) -> None:
+    decide.write(decide.RESULTS / "wordnet.json", all_tasks()["wordnet"])
+    counted, each = decide.calibration().split("\n\n")
+    assert "| forecasts whose 80 % band held | 1 of 2 (50%) |" in counted
+    score, loss = each.splitlines()[2:]
+    assert score.startswith("| wordnet | lora | 25.0% | score | 0.") and score.endswith("| yes |")
+    assert loss.startswith("| wordnet | lora | 25.0% | loss | ")
+    assert loss.endswith(" | 0.100 | **no** |")
+
+
 def test_a_part_of_the_tasks_is_shown_and_not_recorded(
     places: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     decide.main(["--table"])
-    decide.write(decide.RESULTS / "wordnet.json", stored()["wordnet"])
+    decide.write(decide.RESULTS / "wordnet.json", all_tasks()["wordnet"])
     decide.main(["--table"])
     shown = capsys.readouterr()
     assert "wordnet" in shown.out and "nothing is recorded: home-commands, phpdoc" in shown.err
@@ -234,7 +244,7 @@ def test_a_part_of_the_tasks_is_shown_and_not_recorded(
 
 
 def test_only_what_is_not_stored_is_planned(tmp_path: Path) -> None:
-    decide.write(tmp_path / "wordnet.json", stored()["wordnet"])
+    decide.write(tmp_path / "wordnet.json", all_tasks()["wordnet"])
     names = ["wordnet", "phpdoc"]
     assert list(decide.planned(names, False, tmp_path)) == ["phpdoc budgeted", "phpdoc to the end"]
     again = decide.planned(names, True, tmp_path)
