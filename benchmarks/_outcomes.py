@@ -199,7 +199,7 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
     difference = None
     if chosen in rows and chosen != best:
         difference = _compared(rows[best], rows[chosen], outcome["clusters"])
-    held, unknown = _held(outcome)
+    told = [(item["of"], held(item)) for item in forecasts(outcome)]
     return Judged(
         verdict=decided["verdict"],
         arm=chosen,
@@ -210,8 +210,11 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
         of_budget=decided["wall_seconds"] / decided["budget_seconds"]
         if decided["budget_seconds"]
         else None,
-        held=held,
-        unknown=unknown,
+        held={
+            of: [hit for what, hit in told if what == of and hit is not None]
+            for of in ("score", "loss")
+        },
+        unknown=sum(hit is None for _, hit in told),
         tuned_on_facts=bool(facts and decided["fine_tune"]),
     )
 
@@ -256,14 +259,9 @@ def forecasts(outcome: Outcome) -> list[dict[str, Any]]:
     return [item for item in found if item["rows"] == rows["train"]]
 
 
-def _held(outcome: Outcome) -> tuple[dict[str, list[bool]], int]:
-    """Whether the bands of forecasts held, by quantity, and how many were unknown."""
-    held: dict[str, list[bool]] = {"score": [], "loss": []}
-    unknown = 0
-    for item in forecasts(outcome):
-        if item["interval"] is None:
-            unknown += 1
-        else:
-            low, high = item["interval"]
-            held[item["of"]].append(low <= item["realised"] <= high)
-    return held, unknown
+def held(item: Mapping[str, Any]) -> bool | None:
+    """Whether a forecast's band holds what came true; None where it said that it does not know."""
+    if item["interval"] is None:
+        return None
+    low, high = item["interval"]
+    return bool(low <= item["realised"] <= high)

@@ -25,6 +25,7 @@ from _outcomes import (
     Task,
     aside,
     forecasts,
+    held,
     identity,
     judge,
     truth,
@@ -39,6 +40,8 @@ RESULTS = BENCHMARKS / "results" / "decide"
 OWN_PACKAGES = ("tuneworthy", "torch", "transformers", "peft")
 BUDGETED_SECONDS, EXHAUSTIVE_SECONDS = 600.0, 1800.0
 """For the first estimate of the time left."""
+PICTURE = 50
+"""Letters from a score of 0 to one of 1."""
 
 
 class Bench:
@@ -196,8 +199,8 @@ def table(
 
 def summary(found: Sequence[Judged]) -> dict[str, Any]:
     """Counts and shares over tasks."""
-    held = {of: [hit for task in found for hit in task.held[of]] for of in ("score", "loss")}
-    every = [hit for hits in held.values() for hit in hits]
+    hits = {of: [hit for task in found for hit in task.held[of]] for of in ("score", "loss")}
+    every = [hit for some in hits.values() for hit in some]
     return {
         "tasks": len(found),
         "right": sum(task.right for task in found),
@@ -206,8 +209,8 @@ def summary(found: Sequence[Judged]) -> dict[str, Any]:
         "of_budget_max": max((task.of_budget for task in found if task.of_budget), default=None),
         "forecasts": len(every),
         "held": sum(every),
-        "held_of_score": [sum(held["score"]), len(held["score"])],
-        "held_of_loss": [sum(held["loss"]), len(held["loss"])],
+        "held_of_score": [sum(hits["score"]), len(hits["score"])],
+        "held_of_loss": [sum(hits["loss"]), len(hits["loss"])],
         "unknown": sum(task.unknown for task in found),
         "tuned_on_facts": sum(task.tuned_on_facts for task in found),
     }
@@ -271,13 +274,28 @@ def calibration() -> str:
     """Markdown: every forecast that the stored curves allow today, beside what came true."""
     outcomes = stored(RESULTS)
     _, tables = table(outcomes)
-    [header, lines] = next(
-        ([head, rows] for title, head, rows in tables if title == "all tasks"), [[], []]
-    )
-    figures = [line for line in lines if line[0] in _FORESEEN]
-    told = [_foreseen(name, item) for name, found in outcomes.items() for item in forecasts(found)]
-    each = ["task", "arm", "tried on", "of", "foreseen", "80 % band", "came true", "held"]
-    return f"{_common.markdown(header, figures)}\n{_common.markdown(each, told)}"
+    figures = [
+        _common.markdown(header, [row for row in rows if row[0] in _FORESEEN])
+        for title, header, rows in tables
+        if title == "all tasks"
+    ]
+    made = [(name, item) for name, found in outcomes.items() for item in forecasts(found)]
+    picture = [_drawn(name, item) for name, item in made if item["interval"]]
+    header = ["task", "arm", "tried on", "of", "foreseen", "80 % band", "came true", "held"]
+    each = _common.markdown(header, [_foreseen(name, item) for name, item in made])
+    return "\n".join([*figures, "```text", *filter(None, picture), "```\n", each])
+
+
+def _drawn(name: str, item: Mapping[str, Any]) -> str:
+    """A score's band, on a line from 0 to 1: ● came true within it, ○ outside. Nothing of a loss."""
+    if item["of"] != "score":
+        return ""
+    low, high, came = (round(PICTURE * x) for x in (*item["interval"], item["realised"]))
+    line = [" "] * (PICTURE + 1)
+    line[low : high + 1] = "─" * (high + 1 - low)
+    line[low], line[high] = "├", "┤"
+    line[came] = "●" if held(item) else "○"
+    return f"{name + ' ' + item['arm']:28}{item['at']:6.1%} │{''.join(line)}│"
 
 
 def _foreseen(name: str, item: Mapping[str, Any]) -> list[str]:
@@ -286,8 +304,8 @@ def _foreseen(name: str, item: Mapping[str, Any]) -> list[str]:
     if item["interval"] is None:
         return [*start, "unknown", "", came, ""]
     low, high = item["interval"]
-    held = "yes" if low <= item["realised"] <= high else "**no**"
-    return [*start, f"{item['predicted']:.3f}", f"{low:.3f} to {high:.3f}", came, held]
+    right = "yes" if held(item) else "**no**"
+    return [*start, f"{item['predicted']:.3f}", f"{low:.3f} to {high:.3f}", came, right]
 
 
 def _workloads(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,8 @@ def test_the_table_alone_runs_nothing_and_is_recorded_once(
 
 def test_every_forecast_is_published_beside_what_came_true(places: Path) -> None:
     decide.write(decide.RESULTS / "wordnet.json", all_tasks()["wordnet"])
-    counted, each = decide.calibration().split("\n\n")
+    counted, picture, each = re.split(r"```text\n|```\n\n", decide.calibration())
+    assert re.fullmatch(r"wordnet lora +25.0% │ +├─+●─*┤ *│\n", picture)
     assert "| forecasts whose 80 % band held | 1 of 2 (50%) |" in counted
     score, loss = each.splitlines()[2:]
     assert score.startswith("| wordnet | lora | 25.0% | score | 0.") and score.endswith("| yes |")
