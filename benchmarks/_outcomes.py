@@ -31,8 +31,9 @@ class Task:
     """An example that is decided. `facts`: its answers are facts that stand in documents.
 
     `seen`: there were results of it before this benchmark. `also`: arms that only the run to the
-    end measures, beside those of `arms: auto`, which the decision gets. `settings` take the place
-    of those in the example's project file.
+    end measures, beside those of `arms: auto`, which the decision gets; as their prompts carry
+    examples or passages into training, they are the dearest, and trained once. `settings` take
+    the place of those in the example's project file.
     """
 
     facts: bool = False
@@ -46,7 +47,7 @@ class Task:
 
     @property
     def to_the_end(self) -> dict[str, Any]:
-        arms = [name for name, arm in ARMS.items() if name in self.also or _in_auto(arm)]
+        arms = [name for name, arm in ARMS.items() if _in_auto(arm)]
         return {**self.settings, "arms": arms, "exhaustive": True, "budget": "none"}
 
 

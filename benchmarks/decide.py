@@ -56,7 +56,8 @@ class Bench:
         budgeted = self._budgeted(name, folder)
         path = folder / "truth.json"
         if not path.exists():
-            run = self._decide(f"{name} to the end", folder, TASKS[name].to_the_end)
+            task = TASKS[name]
+            run = self._decide(f"{name} to the end", folder, task.to_the_end, task.also)
             _check_same(run, budgeted["run"], folder)
             store.write_json(path, truth(run))
         self.progress.skip(f"{name} to the end")
@@ -101,14 +102,20 @@ class Bench:
         stored: Outcome = store.read_json(path)
         return stored
 
-    def _decide(self, piece: str, folder: Path, settings: Mapping[str, Any]) -> RunFolder:
+    def _decide(
+        self,
+        piece: str,
+        folder: Path,
+        settings: Mapping[str, Any],
+        also: Sequence[str] = (),
+    ) -> RunFolder:
         def on_event(event: Event) -> None:
             if "said" in event:
                 self.progress.say(event["said"])
 
         self.progress.begin(piece)
         try:
-            job = {"folder": str(folder), "settings": settings}
+            job = {"folder": str(folder), "settings": settings, "also": also}
             script = BENCHMARKS / "_decide_ours.py"
             done = _common.run(Path(sys.executable), script, job, self.progress, on_event)
         finally:

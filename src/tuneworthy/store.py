@@ -262,6 +262,10 @@ class RunFolder:
     def measured(self, name: str) -> Path:
         return self.arm(name) / "measured.json"
 
+    def curve(self, name: str) -> Path:
+        """One line a training on a part of the rows."""
+        return self.arm(name) / "curve.jsonl"
+
     def model(self, name: str) -> Path:
         return self.arm(name) / "model"
 

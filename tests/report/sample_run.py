@@ -112,6 +112,8 @@ def write_sample(
                 "figures": {"n": 200, "mean": 0.5, "parsed_share": 0.9, "exact_share": 0.25},
             },
         )
+    if "lora" in arms:
+        write_jsonl(run.curve("lora"), [_step(share) for share in (0.125, 0.25)])
     if finished:
         write_json(run.decision, _decision(predictions, verdict, intervals))
     return run
@@ -465,7 +467,24 @@ def _forecasts() -> list[Json]:
     return [
         {**whole, "at": 0.25, "of": "score", "predicted": 0.79, "interval": [0.70, 0.86]},
         {**whole, "at": 0.25, "of": "loss", "predicted": None, "interval": None, "realised": None},
+        {
+            **{**whole, "rows": 4000, "realised": None},
+            **{"at": 1.0, "of": "score", "predicted": 0.967, "interval": [0.94, 0.985]},
+        },
     ]
+
+
+def _step(share: float) -> Json:
+    """A training on a part of the rows: right answers to 100 dev rows, one of which has no score."""
+    right = round(100 * (0.5 + share))
+    return {
+        "share": share,
+        "rows": round(1000 * share),
+        "dev_scores": [None, *([1.0] * right), *([0.0] * (99 - right))],
+        "dev_loss": 0.9 - share,
+        "stopped": "finished",
+        "seconds": 40.0,
+    }
 
 
 if __name__ == "__main__":

@@ -121,7 +121,9 @@ def test_verdict_numbers_and_accounting_are_in_words(sample, page):
         assert words in text, words
     for arm in decision["arms"]:
         assert f"{arm['score']:.3f} {arm['interval'][0]:.3f} to {arm['interval'][1]:.3f}" in text
-    assert page.count('role="img"') == 2 * (3 + 2), "wide and narrow: three charts, two curves"
+    assert page.count('role="img"') == 2 * (3 + 2 + 1), (
+        "wide and narrow: three charts, two curves by steps, one by rows"
+    )
     assert page.count("<desc>") == page.count('role="img"')
 
 
@@ -268,3 +270,29 @@ def test_a_browser_shows_the_rows(tmp_path, page):
     assert shown.tags.count("details") >= 20
     assert "img" not in shown.tags
     assert "<title>home-commands: Fine-tune: use lora. — Tuneworthy</title>" in done.stdout
+
+
+def test_a_curve_by_rows_shows_parts_the_whole_and_what_more_would_give(sample, page):
+    [description] = re.findall(r"Score of lora by training rows.*?</desc>", page, re.S)[:1]
+    assert "125 rows 0.626 (on dev rows)" in description
+    assert "250 rows 0.758 (on dev rows)" in description
+    assert re.search(r"1,000 rows 0\.\d{3} \(on sealed rows\)", description)
+    assert "4,000 rows 0.967 (forecast)" in description
+    untrained = read_json(sample.decision)["best_untrained"]
+    assert f"{untrained}, the best arm without training, has 0." in description
+
+
+def test_an_arm_that_was_stopped_has_its_forecast_for_all_rows(tmp_path):
+    run = write_sample(tmp_path / "run", verdict="inconclusive")
+    decision = read_json(run.decision)
+    decision["arms"] = [arm for arm in decision["arms"] if arm["arm"] != "lora"]
+    decision["forecast"] = decision["forecast"][:2]
+    write_json(run.decision, decision)
+    [description] = re.findall(r"Score of lora by training rows.*?</desc>", render(run), re.S)[:1]
+    assert "1,000 rows 0.790 (forecast)" in description and "sealed" not in description
+
+
+def test_without_parts_or_forecasts_there_is_no_curve_by_rows(tmp_path):
+    run = write_sample(tmp_path / "run")
+    run.curve("lora").unlink()
+    assert "by training rows" not in render(run)

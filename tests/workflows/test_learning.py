@@ -132,7 +132,7 @@ def test_parts_are_left_out_where_there_is_time_for_the_whole_alone(
     project = projects.write(project_folder, projects.rows(300), arms=ARMS, budget="60s")
     decision = tw.decide(project)
     run = RunFolder(decision.folder)
-    assert learning.curve_file(run, "lora").exists() == parts
+    assert run.curve("lora").exists() == parts
     assert store.read_json(run.fit("lora"))["training"]["stopped"] != "deadline"
     assert run.predictions("lora").exists()
     said = [event["text"] for event in store.read_jsonl(run.events) if event["kind"] == "note"]
@@ -157,7 +157,7 @@ def test_what_a_row_takes_is_read_off_the_sweep_and_then_off_the_last_step(
     epochs = store.read_json(run.fit("lora"))["training"]["settings"]["epochs"]
     middle = statistics.median(candidate["seconds"] for candidate in sweep)
     assert asked[0] == ({}, pytest.approx(epochs * middle / 64))
-    curve = store.read_jsonl(learning.curve_file(run, "lora"))
+    curve = store.read_jsonl(run.curve("lora"))
     for (_, found), step in zip(asked[1:], curve):
         assert found == pytest.approx(step["seconds"] / step["rows"])
 

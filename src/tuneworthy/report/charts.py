@@ -27,6 +27,7 @@ INK, MUTED, RULE, ACCENT, BAND = (
 )
 SCORE_TITLE = "score, with 95 % interval"
 SHAPES = {"prompting only": "circle", "trained": "diamond"}
+ON_DEV, SEALED, FORESEEN = "on dev rows", "on sealed rows", "forecast"
 
 
 def arms_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) -> str:
@@ -212,6 +213,87 @@ def learning_chart(name: str, history: Sequence[dict[str, float]], width: int) -
     dev = [entry["loss"] for entry in lines if entry["line"] == "dev rows"]
     desc = f"Lowest dev loss {min(dev):.3f}." if dev else "No dev loss was measured."
     return _svg(alt.layer(strokes, dots), f"Loss while {name} was trained", desc)
+
+
+def rows_chart(
+    arm: str,
+    on_dev: Sequence[tuple[int, float]],
+    sealed: tuple[int, float] | None,
+    forecast: dict[str, Any] | None,
+    rival: tuple[str, float] | None,
+    width: int,
+) -> str:
+    """SVG of a score by training rows: parts of them on dev, all of them on the sealed rows.
+
+    `forecast` is a line of `decision.json`; `rival` the best arm without training and its score.
+    "" if there is neither a forecast nor a second point.
+    """
+    import altair as alt
+
+    points: list[dict[str, Any]] = [
+        {"rows": rows, "value": value, "what": ON_DEV} for rows, value in on_dev
+    ]
+    if sealed:
+        points.append({"rows": sealed[0], "value": sealed[1], "what": SEALED})
+    line = list(points)
+    if forecast:
+        low, high = forecast["interval"]
+        points.append(
+            {
+                "rows": forecast["rows"],
+                "value": forecast["predicted"],
+                "what": FORESEEN,
+                "low": low,
+                "high": high,
+            }
+        )
+    if len(points) < 2:
+        return ""
+    rows = [point["rows"] for point in points]
+    bounds = [{"low": None, "high": None, **point} for point in points]
+    low, high = _padded(bounds, include=[rival[1]] if rival else [])
+    x = alt.X(
+        "rows:Q",
+        title="training rows (logarithmic)",
+        scale=alt.Scale(type="log", domain=[min(rows) / 1.25, max(rows) * 1.25], nice=False),
+        axis=alt.Axis(values=sorted(set(rows)), format=",d", grid=False, labelOverlap=True),
+    )
+    y = alt.Y(
+        "value:Q",
+        title="score",
+        scale=alt.Scale(domain=[max(0.0, low), min(1.0, high)], nice=False),
+        axis=alt.Axis(format=".2f", tickCount=5),
+    )
+    base = alt.Chart(alt.Data(values=points), width=width, height=200).encode(x=x)
+    kinds = [ON_DEV, SEALED, FORESEEN]
+    legend = alt.Legend(symbolSize=70)
+    colors, shapes = [MUTED, INK, ACCENT], ["circle", "diamond", "square"]
+    layers = [
+        alt.Chart(alt.Data(values=line)).mark_line(color=MUTED, strokeWidth=1.2).encode(x=x, y=y),
+        base.mark_rule(color=ACCENT, strokeWidth=2.2).encode(
+            y=alt.Y("low:Q", title="score"), y2="high:Q"
+        ),
+        base.mark_point(filled=True, size=80, opacity=1, strokeWidth=2.2).encode(
+            y=y,
+            color=alt.Color(
+                "what:N", title=None, scale=alt.Scale(domain=kinds, range=colors), legend=legend
+            ),
+            shape=alt.Shape(
+                "what:N", title=None, scale=alt.Scale(domain=kinds, range=shapes), legend=legend
+            ),
+        ),
+    ]
+    if rival:
+        level = alt.Chart(alt.Data(values=[{"value": rival[1], "rows": min(rows) / 1.2}]))
+        layers += [
+            level.mark_rule(color=INK, strokeDash=[5, 4]).encode(y="value:Q"),
+            level.mark_text(align="left", dy=-7, fontSize=11, color=INK, text=rival[0]).encode(
+                x=x, y="value:Q"
+            ),
+        ]
+    desc = "; ".join(f"{p['rows']:,} rows {p['value']:.3f} ({p['what']})" for p in points)
+    against = f" {rival[0]}, the best arm without training, has {rival[1]:.3f}." if rival else ""
+    return _svg(alt.layer(*layers), f"Score of {arm} by training rows", f"{desc}.{against}")
 
 
 def _interval_rows(

@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from tuneworthy.report import charts, numbers, words
-from tuneworthy.report.reading import RunRecords, drops, mean_score, read_run, tallies
+from tuneworthy.report.reading import RunRecords, drops, mean, mean_score, read_run, tallies
 from tuneworthy.report.text import by_score
 from tuneworthy.store import RunFolder, mended
 
@@ -170,6 +170,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "decision": decision,
         "finished": decision is not None,
         "noise": [],
+        "by_rows": [],
         "split_sizes": split_sizes,
         "dropped": drops(records.ledger),
         "kept": sum(1 for line in records.ledger if line["split"]),
@@ -197,6 +198,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
     }
     if decision is not None:
         context |= _verdict(decision)
+        context["by_rows"] = _by_rows(records, decision)
     return context
 
 
@@ -251,6 +253,29 @@ def _curves(records: RunRecords) -> list[tuple[str, dict[str, str]]]:
             chart = _both(charts.learning_chart, arm.name, [start, *training["history"]])
             if chart:
                 found.append((arm.name, chart))
+    return found
+
+
+def _by_rows(records: RunRecords, decision: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """A chart of each arm that was trained on parts of the rows: would more of them help?"""
+    scores = {arm["arm"]: arm["score"] for arm in decision["arms"]}
+    best = decision["best_untrained"]
+    rival = None if scores.get(best) is None else (best, scores[best])
+    found = []
+    for arm in records.arms:
+        steps = sorted((step["rows"], mean(step["dev_scores"])) for step in arm.steps)
+        on_dev = [(rows, score) for rows, score in steps if score is not None]
+        score, train_rows = scores.get(arm.name), records.config["data"]["rows"]["train"]
+        forecast = [
+            line
+            for line in decision["forecast"]
+            if line["arm"] == arm.name and line["of"] == "score" and line["interval"]
+        ]
+        sealed = None if score is None else (train_rows, score)
+        last = forecast[-1] if forecast else None
+        chart = on_dev and _both(charts.rows_chart, arm.name, on_dev, sealed, last, rival)
+        if chart:
+            found.append((arm.name, chart))
     return found
 
 

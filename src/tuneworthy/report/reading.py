@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ class ArmRecords:
     fit: Record | None
     figures: Record | None = None
     """What the metric says beside the score; see `evaluation.metrics.summary`."""
+    steps: tuple[Record, ...] = ()
+    """Trainings on parts of the rows, in the order they were made."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def read_run(run: RunFolder) -> RunRecords:
             predictions={line["id"]: line for line in read_jsonl(run.predictions(name))},
             fit=_if_there(run.fit(name)),
             figures=(_if_there(run.measured(name)) or {"figures": None})["figures"],
+            steps=tuple(read_jsonl(run.curve(name))),
         )
         for name in run.arms
     ]
@@ -98,8 +102,13 @@ def drops(ledger: list[Record]) -> list[Drop]:
 
 def mean_score(arm: ArmRecords) -> float | None:
     """Mean over the rows scored so far; None before the first."""
-    scores = [line["score"] for line in arm.predictions.values() if line["score"] is not None]
-    return sum(scores) / len(scores) if scores else None
+    return mean([line["score"] for line in arm.predictions.values()])
+
+
+def mean(scores: Iterable[float | None]) -> float | None:
+    """Of those that are known; None if none is."""
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _tally(a: ArmRecords, b: ArmRecords) -> Tally:

@@ -58,10 +58,6 @@ class Stop:
         )
 
 
-def curve_file(folder: RunFolder, arm: str) -> Path:
-    return folder.arm(arm) / "curve.jsonl"
-
-
 def stop_file(folder: RunFolder, arm: str) -> Path:
     return folder.arm(arm) / "stopped.json"
 
@@ -143,7 +139,7 @@ def _trained(
     record = {"share": share, **arm.step(session.task(arm.name, deadline), rows)}
     if record["stopped"] == "deadline":
         return False
-    store.append_jsonl(curve_file(session.folder, arm.name), [record])
+    store.append_jsonl(session.folder.curve(arm.name), [record])
     known[rows] = record
     return True
 
@@ -327,7 +323,7 @@ def _outcome(folder: RunFolder, name: str) -> dict[str, Any]:
 
 def curve(folder: RunFolder, arm: str) -> list[dict[str, Any]]:
     """What training on parts of the rows came to, the smallest first."""
-    return sorted(store.read_jsonl(curve_file(folder, arm)), key=lambda record: record["rows"])
+    return sorted(store.read_jsonl(folder.curve(arm)), key=lambda record: record["rows"])
 
 
 def _point(record: Mapping[str, Any], against: Sequence[float | None] | None = None) -> Point:

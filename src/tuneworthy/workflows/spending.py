@@ -35,7 +35,7 @@ def _of_arm(folder: RunFolder, name: str) -> Iterator[Piece]:
         seconds = max(0.0, store.read_json(fit)["seconds"] - swept)
         what = "training" if name in ARMS and ARMS[name].trained else "choosing on dev"
         yield {"arm": name, "what": what, "seconds": seconds}
-    steps = store.read_jsonl(folder.arm(name) / "curve.jsonl")
+    steps = store.read_jsonl(folder.curve(name))
     if steps:
         seconds = sum(step["seconds"] for step in steps)
         yield {"arm": name, "what": "training on parts of the rows", "seconds": seconds}
@@ -102,7 +102,7 @@ def _training_seconds(folder: RunFolder, name: str, swept: float, train_rows: in
         training = record["training"]
         seconds = max(0.0, record["seconds"] - swept)
         return seconds * training["planned_steps"] / max(1, training["steps"])
-    steps = store.read_jsonl(folder.arm(name) / "curve.jsonl")
+    steps = store.read_jsonl(folder.curve(name))
     if not steps:
         return None
     last = max(steps, key=lambda step: step["rows"])
