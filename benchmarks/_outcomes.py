@@ -182,6 +182,8 @@ class Judged:
     right: bool
     share: float
     """Seconds spent, of those that running everything to its end takes."""
+    share_of_auto: float
+    """The same, where only the arms of `arms: auto` are run to their end."""
     of_budget: float | None
     """Seconds that it took, of its budget; None without one."""
     held: dict[str, list[bool]]
@@ -208,6 +210,8 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
         difference=difference,
         right=chosen == best or (difference is not None and difference.p >= ALPHA),
         share=decided["spent_seconds"] / exhaustive_seconds(arms),
+        share_of_auto=decided["spent_seconds"]
+        / exhaustive_seconds({name: arm for name, arm in arms.items() if _in_auto(ARMS[name])}),
         of_budget=decided["wall_seconds"] / decided["budget_seconds"]
         if decided["budget_seconds"]
         else None,

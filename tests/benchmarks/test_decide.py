@@ -183,8 +183,8 @@ def test_tuned_tasks_and_those_kept_aside_are_counted_apart() -> None:
     assert len(lines) == 8 and {len(line) for line in lines} == {len(header)}
     assert [line[1] for line in lines].count("aside") == 3
     assert kinds == ["figure", "tuned", "aside"]
-    assert figures[3] == ["time taken, share of the budget, maximum", "70%", "70%"]
-    assert figures[4] == ["forecasts whose 80 % band held", "1 of 2 (50%)", "none was made"]
+    assert figures[5] == ["time taken, share of the budget, maximum", "70%", "70%"]
+    assert figures[6] == ["forecasts whose 80 % band held", "1 of 2 (50%)", "none was made"]
 
 
 def test_the_same_outcomes_give_the_same_table_in_any_order() -> None:

@@ -115,6 +115,10 @@ def test_the_share_is_of_all_arms_with_all_seeds() -> None:
     found = judge(outcome(arms, spent_seconds=100.0), False)
     assert found.share == pytest.approx(100 / 400) and found.of_budget == pytest.approx(0.7)
     assert judge(outcome(arms, budget_seconds=None), False).of_budget is None
+    assert found.share_of_auto == found.share
+    dear = outcome({**arms, "few-shot+lora": [training(steady(0.5), 300.0)]}, spent_seconds=100.0)
+    found = judge(dear, False)
+    assert found.share == pytest.approx(100 / 1000) and found.share_of_auto == pytest.approx(0.25)
 
 
 def test_forecasts_of_the_curves_are_held_against_the_first_seed() -> None:
