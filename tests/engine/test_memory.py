@@ -33,13 +33,22 @@ def test_packs_are_as_large_as_fit(
 ) -> None:
     # A small model's weights of attention are all kept: there the way of both meet.
     monkeypatch.setattr(memory, "PROGRAM_BYTES", 0)
-    monkeypatch.setattr(memory, "SAVED_BYTES", 100 * 2**20)
+    monkeypatch.setattr(memory, "SAVED_WEIGHTS", 25 * 2**20)
     room = room_for(model, tokens, checkpointing=checkpointing)
     found = memory.fit(model, LORA, 100, room, "lora")
     assert (found.pack_tokens, found.checkpointing) == (tokens, checkpointing)
     assert found.bytes <= room * memory.MARGIN
     less = memory.fit(model, LORA, 100, room - 10, "lora") if tokens > 512 else None
     assert less is None or (less.pack_tokens, less.checkpointing) == (tokens // 2, checkpointing)
+
+
+def test_what_all_rows_begin_with_stands_beside_the_packs(model: Any) -> None:
+    """It is in each pack once, so that a long one does not make the packs of the rest smaller."""
+    need = memory.estimate(model, LORA, 512 + 3000, longest=3050)
+    room = int(need / memory.MARGIN) + 2
+    found = memory.fit(model, LORA, 3050, room, "lora", shared=3000)
+    assert (found.pack_tokens, found.checkpointing, found.bytes) == (512, False, need)
+    assert memory.fit(model, LORA, 3050, room, "lora").pack_tokens == memory.PACK_TOKENS
 
 
 def test_much_room_gives_large_packs_and_no_more(model: Any) -> None:

@@ -19,8 +19,8 @@ import torch
 from tuneworthy.engine.packing import Group, Pack
 
 NAME = "tuneworthy"
-SAVED_BYTES = 5 * 2**28
-"""Attention weights that a pack may keep for its backward pass, all layers together; beyond it
+SAVED_WEIGHTS = 5 * 2**27
+"""How many attention weights a pack may keep for its backward pass, all layers together; if there are more
 they are computed again there."""
 
 
@@ -203,7 +203,7 @@ class Plans:
         """See `Attending`; differentiable."""
         plan = self(how.window)
         cos, sin = rotary if rotary is not None else (None, None)
-        keep = plan.scores * query.element_size() * self._layers <= SAVED_BYTES
+        keep = plan.scores * self._layers <= SAVED_WEIGHTS
         output: torch.Tensor = PackedAttention.apply(
             query, key, value, cos, sin, how.scale, how.softcap, plan, keep
         )

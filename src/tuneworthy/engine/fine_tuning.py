@@ -16,7 +16,7 @@ from tuneworthy.engine import adapters, memory
 from tuneworthy.engine.hardware import NumberFormat, kept_memory, liger
 from tuneworthy.engine.learner import Learner, PackedModel, trusted
 from tuneworthy.engine.models import Located, load_causal
-from tuneworthy.engine.packing import TokenRow
+from tuneworthy.engine.packing import TokenRow, shared_prefix
 from tuneworthy.engine.training import TrainingRun, labelled
 from tuneworthy.engine.world import World, join
 from tuneworthy.errors import MissingExtra, ModelError
@@ -52,7 +52,8 @@ def fine_tune(
         longest = max(len(row.ids) for row in (*rows, *dev))
         device = torch.device(number_format.device)
         room = memory.available(device)
-        fit = memory.fit(_causal(model), trained, longest, room, settings.method)
+        shared = shared_prefix(rows)
+        fit = memory.fit(_causal(model), trained, longest, room, settings.method, shared)
         packed = stack.enter_context(trusted(model, rows))
         if fit.checkpointing:
             _compute_twice(model)

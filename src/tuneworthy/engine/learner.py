@@ -331,6 +331,7 @@ def mean(losses: Sequence[RowLoss]) -> float:
 def make_packs(rows: Sequence[TokenRow], pack_tokens: int) -> list[Pack]:
     """Rows in packs of like lengths and about equal size, none beyond `pack_tokens` if it can be.
 
+    Not counted is what all rows begin with: each further pack would compute it once more.
     `pack_tokens` 0 makes packs of one row each.
     """
     if not rows:
@@ -340,12 +341,11 @@ def make_packs(rows: Sequence[TokenRow], pack_tokens: int) -> list[Pack]:
         return [packing.pack([row]) for row in ordered]
     prefix = packing.shared_prefix(ordered)
     own = [len(row.ids) - prefix for row in ordered]
-    room = max(1, pack_tokens - prefix)
-    size = sum(own) / -(-sum(own) // room)
+    size = sum(own) / -(-sum(own) // pack_tokens)
     packs: list[Pack] = []
     taken, tokens = [ordered[0]], own[0]
     for row, length in zip(ordered[1:], own[1:]):
-        if tokens + length > room or tokens + length / 2 > size:
+        if tokens + length > pack_tokens or tokens + length / 2 > size:
             packs.append(packing.pack(taken))
             taken, tokens = [], 0
         taken.append(row)

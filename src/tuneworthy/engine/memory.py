@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import torch
 
-from tuneworthy.engine.attention import SAVED_BYTES
+from tuneworthy.engine.attention import SAVED_WEIGHTS
 from tuneworthy.engine.loss import CHUNK_LABELS
 from tuneworthy.errors import ModelError
 
 PACK_TOKENS, GPU_PACK_TOKENS = 2048, 4096
-"""Tokens that go through the model at once, where memory allows: more gain no speed, and on a processor
-attention's weights of long rows could not be kept for the way back."""
+"""Tokens that go through the model at once, beside what all rows begin with, where memory allows: more gain no
+speed, and on a processor attention's weights of long rows could not be kept for the way back."""
 SMALLEST_PACK = 512
 PROGRAM_BYTES = 600 * 2**20
 """The interpreter with torch, transformers and peft loaded."""
@@ -28,9 +28,10 @@ MARGIN = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How training is cut to fit: tokens in a pack, and whether activations are computed twice."""
+    """How training is cut to fit, and whether activations are computed twice."""
 
     pack_tokens: int
+    """In a pack, beside what all its rows begin with: that is there once, however long it is."""
     checkpointing: bool
     bytes: int
     """Estimated peak of the whole process."""
@@ -59,7 +60,7 @@ def estimate(
     kept = (layers * hidden + a_layer) if checkpointing else layers * a_layer
     scores = longest * min(longest, 256) * heads * item * 4
     logits = CHUNK_LABELS * config.vocab_size * (item + 8)
-    saved = 0 if checkpointing else SAVED_BYTES
+    saved = 0 if checkpointing else SAVED_WEIGHTS * item
     return PROGRAM_BYTES + weights + optimizer + tokens * kept * item + saved + scores + logits
 
 
@@ -71,16 +72,16 @@ def available(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
-def fit(model: Any, trained: int, longest: int, room: int, method: str) -> Fit:
+def fit(model: Any, trained: int, longest: int, room: int, method: str, shared: int = 0) -> Fit:
     """The largest packs that fit into `room` bytes, computing activations twice if need be.
 
-    Raises ModelError, saying what would fit, if nothing does.
+    `longest` and `shared`: tokens of the longest row, and of what all rows begin with. Raises ModelError, saying what would fit, if nothing does.
     """
     allowed = int(room * MARGIN)
     for checkpointing in (False, True):
         tokens = GPU_PACK_TOKENS if model.device.type == "cuda" else PACK_TOKENS
         while tokens >= SMALLEST_PACK:
-            held = max(tokens, longest)  # a row is never cut
+            held = max(tokens + shared, longest)  # a row is never cut
             need = estimate(model, trained, held, checkpointing=checkpointing, longest=longest)
             if need <= allowed:
                 return Fit(tokens, checkpointing, need)

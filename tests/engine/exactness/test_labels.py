@@ -71,6 +71,15 @@ def test_a_token_before_each_label_predicts_it(
             assert places.tolist() == list(range(row.prompt_length, len(row.ids)))
 
 
+def test_a_long_shared_beginning_does_not_cut_the_rest_into_more_packs() -> None:
+    """Each further pack would compute it once more."""
+    rows = learning.rows([30] * 8, shared=500, seed=1)
+    [pack] = make_packs(rows, 300)
+    assert (pack.prefix, pack.tokens) == (500, 500 + 8 * 30)
+    packs = make_packs(rows, 130)
+    assert [pack.tokens for pack in packs] == [500 + 4 * 30] * 2
+
+
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalEngine:
     """Takes rows of ids where others take prompts and completions."""

@@ -88,7 +88,7 @@ def test_attention_is_that_of_one_dense_mask(
         TokenRow([*shared, 1000 + i, *[0] * (n - 1)], prefix + 1) for i, n in enumerate(lengths)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SAVED_BYTES", 2**29 if save else 0)
+        patch.setattr(attention, "SAVED_WEIGHTS", 2**29 if save else 0)
         patch.setattr(packing, "TILE_OVERHEAD", overhead)
         laid = pack(rows, block=block)
         prefix = laid.prefix  # one row shares nothing
@@ -119,6 +119,6 @@ def test_weights_computed_again_are_those_kept(monkeypatch: pytest.MonkeyPatch) 
     rows, found = learning.rows(shared=20), []
     with learning.learning(learning.prepared("gemma2", "lora"), rows) as learner:
         for saved in (2**29, 0):
-            monkeypatch.setattr(attention, "SAVED_BYTES", saved)
+            monkeypatch.setattr(attention, "SAVED_WEIGHTS", saved)
             found.append(learning.packed_gradients(learner.packed, [pack(rows, block=8)]))
     learning.same(found[0], found[1], 1e-6)

@@ -83,16 +83,16 @@ def packed_gradients(
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("shared", [[], SHARED])
 @pytest.mark.parametrize("pack_tokens", [4096, 60, 1])
-@pytest.mark.parametrize("saved_bytes", [2**29, 0])
+@pytest.mark.parametrize("saved", [2**29, 0])
 def test_packed_shared_and_cut_give_the_plain_loss_and_gradients(
     folder: Path,
     method: str,
     shared: list[int],
     pack_tokens: int,
-    saved_bytes: int,
+    saved: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "SAVED_BYTES", saved_bytes)
+    monkeypatch.setattr(attention, "SAVED_WEIGHTS", saved)
     monkeypatch.setattr(loss, "CHUNK_LABELS", 16)
     monkeypatch.setitem(packing.pack.__kwdefaults__, "block", 8)
     batch = rows(8, shared)
