@@ -19,9 +19,9 @@ import torch
 from tuneworthy.engine.packing import Group, Pack
 
 NAME = "tuneworthy"
-SAVED_WEIGHTS = 5 * 2**27
-"""How many attention weights a pack may keep for its backward pass, all layers together; if there are more
-they are computed again there."""
+SAVED_BYTES = 5 * 2**28
+"""Attention weights that a pack may keep for its backward pass, all layers together; those of the layers
+beyond are computed again there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class Plans:
         self, pack: Pack, config: Any, device: torch.device, *, cached: bool = False
     ) -> None:
         self._pack, self._device, self._cached = pack, device, cached
-        self._heads, self._layers = config.num_attention_heads, config.num_hidden_layers
+        self._heads = config.num_attention_heads
         self._kv_heads = getattr(config, "num_key_value_heads", None) or self._heads
         self._plans: dict[int | None, Plan] = {}
         self.label_positions_L = pack.label_positions_L.to(device)
@@ -203,7 +203,7 @@ class Plans:
         """See `Attending`; differentiable."""
         plan = self(how.window)
         cos, sin = rotary if rotary is not None else (None, None)
-        keep = plan.scores * self._layers <= SAVED_WEIGHTS
+        keep = plan.scores * query.element_size() * (how.layer + 1) <= SAVED_BYTES
         output: torch.Tensor = PackedAttention.apply(
             query, key, value, cos, sin, how.scale, how.softcap, plan, keep
         )

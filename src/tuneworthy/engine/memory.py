@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from tuneworthy.engine.attention import SAVED_WEIGHTS
+from tuneworthy.engine.attention import SAVED_BYTES
 from tuneworthy.engine.loss import CHUNK_LABELS
 from tuneworthy.errors import ModelError
 
@@ -42,7 +42,8 @@ def estimate(
 ) -> int:
     """Peak bytes of training with packs of so many tokens; `trained` parameters have an optimizer.
 
-    `longest` is the longest row in tokens: its attention scores exist at least once.
+    `longest` is the longest row in tokens: its attention scores exist at least once, and those of
+    all rows are kept for the way back, up to a number.
     """
     config = model.config.get_text_config()
     parameters = list(model.parameters())
@@ -60,7 +61,9 @@ def estimate(
     kept = (layers * hidden + a_layer) if checkpointing else layers * a_layer
     scores = longest * min(longest, 256) * heads * item * 4
     logits = CHUNK_LABELS * config.vocab_size * (item + 8)
-    saved = 0 if checkpointing else SAVED_WEIGHTS * item
+    # Each token sees no more than the longest row has.
+    seen = layers * heads * tokens * min(tokens, longest)
+    saved = 0 if checkpointing else min(SAVED_BYTES, seen * item)
     return PROGRAM_BYTES + weights + optimizer + tokens * kept * item + saved + scores + logits
 
 

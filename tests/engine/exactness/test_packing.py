@@ -88,7 +88,7 @@ def test_attention_is_that_of_one_dense_mask(
         TokenRow([*shared, 1000 + i, *[0] * (n - 1)], prefix + 1) for i, n in enumerate(lengths)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SAVED_WEIGHTS", 2**29 if save else 0)
+        patch.setattr(attention, "SAVED_BYTES", 2**29 if save else 0)
         patch.setattr(packing, "TILE_OVERHEAD", overhead)
         laid = pack(rows, block=block)
         prefix = laid.prefix  # one row shares nothing
@@ -101,9 +101,7 @@ def test_attention_is_that_of_one_dense_mask(
         wanted = dense(q, k, v, own, prefix, window, softcap)
         weight = torch.randn_like(wanted)
         wanted_grads = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
-        config = SimpleNamespace(
-            num_attention_heads=heads, num_key_value_heads=kv_heads, num_hidden_layers=1
-        )
+        config = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=kv_heads)
         found, _ = attention.packed_attention(
             SimpleNamespace(layer_idx=0), q, k, v, None,
             pack=attention.Plans(laid, config, torch.device("cpu")),
@@ -118,7 +116,12 @@ def test_attention_is_that_of_one_dense_mask(
 def test_weights_computed_again_are_those_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, found = learning.rows(shared=20), []
     with learning.learning(learning.prepared("gemma2", "lora"), rows) as learner:
-        for saved in (2**29, 0):
-            monkeypatch.setattr(attention, "SAVED_WEIGHTS", saved)
-            found.append(learning.packed_gradients(learner.packed, [pack(rows, block=8)]))
+        laid = pack(rows, block=8)
+        a_layer = (
+            4 * attention.Plans(laid, learner.packed.config, learner.packed.device)(None).scores
+        )
+        for saved in (2**29, a_layer, 0):  # all layers', the first one's, none
+            monkeypatch.setattr(attention, "SAVED_BYTES", saved)
+            found.append(learning.packed_gradients(learner.packed, [laid]))
     learning.same(found[0], found[1], 1e-6)
+    learning.same(found[0], found[2], 1e-6)

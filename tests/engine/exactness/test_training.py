@@ -92,7 +92,7 @@ def test_packed_shared_and_cut_give_the_plain_loss_and_gradients(
     saved: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "SAVED_WEIGHTS", saved)
+    monkeypatch.setattr(attention, "SAVED_BYTES", saved)
     monkeypatch.setattr(loss, "CHUNK_LABELS", 16)
     monkeypatch.setitem(packing.pack.__kwdefaults__, "block", 8)
     batch = rows(8, shared)
