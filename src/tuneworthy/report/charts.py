@@ -28,6 +28,7 @@ INK, MUTED, RULE, ACCENT, BAND = (
 SCORE_TITLE = "score, with 95 % interval"
 SHAPES = {"prompting only": "circle", "trained": "diamond"}
 ON_DEV, SEALED, FORESEEN = "on dev rows", "on sealed rows", "forecast"
+BY_ROWS = {ON_DEV: (MUTED, "circle"), SEALED: (INK, "diamond"), FORESEEN: (ACCENT, "square")}
 
 
 def arms_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) -> str:
@@ -230,28 +231,11 @@ def rows_chart(
     """
     import altair as alt
 
-    points: list[dict[str, Any]] = [
-        {"rows": rows, "value": value, "what": ON_DEV} for rows, value in on_dev
-    ]
-    if sealed:
-        points.append({"rows": sealed[0], "value": sealed[1], "what": SEALED})
-    line = list(points)
-    if forecast:
-        low, high = forecast["interval"]
-        points.append(
-            {
-                "rows": forecast["rows"],
-                "value": forecast["predicted"],
-                "what": FORESEEN,
-                "low": low,
-                "high": high,
-            }
-        )
+    points = _by_rows(on_dev, sealed, forecast)
     if len(points) < 2:
         return ""
     rows = [point["rows"] for point in points]
-    bounds = [{"low": None, "high": None, **point} for point in points]
-    low, high = _padded(bounds, include=[rival[1]] if rival else [])
+    low, high = _padded(points, include=[rival[1]] if rival else [])
     x = alt.X(
         "rows:Q",
         title="training rows (logarithmic)",
@@ -265,35 +249,47 @@ def rows_chart(
         axis=alt.Axis(format=".2f", tickCount=5),
     )
     base = alt.Chart(alt.Data(values=points), width=width, height=200).encode(x=x)
-    kinds = [ON_DEV, SEALED, FORESEEN]
-    legend = alt.Legend(symbolSize=70)
-    colors, shapes = [MUTED, INK, ACCENT], ["circle", "diamond", "square"]
+    kinds = list(BY_ROWS)
+    colors, shapes = zip(*BY_ROWS.values(), strict=True)
+    how: dict[str, Any] = {"title": None, "legend": alt.Legend(symbolSize=70)}
     layers = [
-        alt.Chart(alt.Data(values=line)).mark_line(color=MUTED, strokeWidth=1.2).encode(x=x, y=y),
+        base.transform_filter(f"datum.what != '{FORESEEN}'")
+        .mark_line(color=MUTED, strokeWidth=1.2)
+        .encode(y=y),
         base.mark_rule(color=ACCENT, strokeWidth=2.2).encode(
             y=alt.Y("low:Q", title="score"), y2="high:Q"
         ),
         base.mark_point(filled=True, size=80, opacity=1, strokeWidth=2.2).encode(
             y=y,
-            color=alt.Color(
-                "what:N", title=None, scale=alt.Scale(domain=kinds, range=colors), legend=legend
-            ),
-            shape=alt.Shape(
-                "what:N", title=None, scale=alt.Scale(domain=kinds, range=shapes), legend=legend
-            ),
+            color=alt.Color("what:N", scale=alt.Scale(domain=kinds, range=colors), **how),
+            shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=shapes), **how),
         ),
     ]
     if rival:
         level = alt.Chart(alt.Data(values=[{"value": rival[1], "rows": min(rows) / 1.2}]))
+        label = level.mark_text(align="left", dy=-7, fontSize=11, color=INK, text=rival[0])
         layers += [
             level.mark_rule(color=INK, strokeDash=[5, 4]).encode(y="value:Q"),
-            level.mark_text(align="left", dy=-7, fontSize=11, color=INK, text=rival[0]).encode(
-                x=x, y="value:Q"
-            ),
+            label.encode(x=x, y="value:Q"),
         ]
     desc = "; ".join(f"{p['rows']:,} rows {p['value']:.3f} ({p['what']})" for p in points)
     against = f" {rival[0]}, the best arm without training, has {rival[1]:.3f}." if rival else ""
     return _svg(alt.layer(*layers), f"Score of {arm} by training rows", f"{desc}.{against}")
+
+
+def _by_rows(
+    on_dev: Sequence[tuple[int, float]],
+    sealed: tuple[int, float] | None,
+    forecast: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
+    known = [(ON_DEV, *point) for point in on_dev] + ([(SEALED, *sealed)] if sealed else [])
+    points = [
+        {"what": what, "rows": rows, "value": value, **_bounds(None)} for what, rows, value in known
+    ]
+    if forecast:
+        foreseen = {"what": FORESEEN, "rows": forecast["rows"], "value": forecast["predicted"]}
+        points.append({**foreseen, **_bounds(forecast["interval"])})
+    return points
 
 
 def _interval_rows(

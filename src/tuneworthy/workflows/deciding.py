@@ -88,9 +88,9 @@ def look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> lis
                 late.append(arm["arm"])
     if session.project.exhaustive:
         for arm in decision["arms"]:
-            learner = ARMS[arm["arm"]]
-            if isinstance(learner, Trained):
-                _complete_curve(session, learner)
+            trained = ARMS[arm["arm"]]
+            if isinstance(trained, Trained):
+                learning.train_on_all_parts(session, trained, _training_deadline(session, trained))
     for arm in decision["arms"]:
         if arm["trained"] and _too_late(session, ARMS[arm["arm"]]) is None:
             probe(session, arm["arm"])
@@ -128,14 +128,6 @@ def _stopped(session: Session, arm: Trained) -> str | None:
     if session.project.exhaustive:
         return None
     return learning.try_on_parts(session, arm, _training_deadline(session, arm))
-
-
-def _complete_curve(session: Session, arm: Trained) -> None:
-    """What more rows give is known from the parts that were left out as well."""
-    try:
-        learning.train_on_all_parts(session, arm, _training_deadline(session, arm))
-    except TrainingDiverged as error:
-        session.say(f"{arm.name} on parts of the rows: {error.what}")
 
 
 def cut_short(record: dict[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from tuneworthy.arms import ARMS, Fitted
 from tuneworthy.arms.base import scored, ticker
 from tuneworthy.arms.training import SWEEP_ROWS, Trained
 from tuneworthy.decision.forecast import Forecast, Point, forecast
+from tuneworthy.errors import TrainingDiverged
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows.session import Session
 
@@ -101,8 +102,11 @@ def train_on_all_parts(session: Session, arm: Trained, deadline: float | None) -
     """The whole learning curve, whatever it says; steps that are done are not done again."""
     known = _by_rows(session.folder, arm.name)
     for share, rows in _parts(session):
-        if not _trained(session, arm, share, rows, known, deadline):
-            return
+        try:
+            if not _trained(session, arm, share, rows, known, deadline):
+                return
+        except TrainingDiverged as error:
+            session.say(f"{arm.name} on {rows:,} rows: {error.what}")
 
 
 def _parts(session: Session) -> list[tuple[float, int]]:
