@@ -20,8 +20,8 @@ from tuneworthy.engine.packing import Group, Pack
 
 NAME = "tuneworthy"
 SAVED_BYTES = 3 * 2**28
-"""Attention weights that a pack may keep for its backward pass, all layers together; those of the layers
-beyond are computed again there."""
+"""Attention weights that a pack may keep for its backward pass, all layers together; those of the
+layers beyond are computed again there."""
 
 
 @dataclass(frozen=True, slots=True)

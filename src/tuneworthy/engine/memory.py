@@ -17,8 +17,8 @@ from tuneworthy.engine.loss import CHUNK_LABELS
 from tuneworthy.errors import ModelError
 
 PACK_TOKENS, GPU_PACK_TOKENS = 2048, 4096
-"""Tokens that go through the model at once, beside what all rows begin with, where memory allows: more gain no
-speed, and on a processor attention's weights of long rows could not be kept for the way back."""
+"""Tokens that go through the model at once, beside what all rows begin with, where memory allows:
+more gain no speed, and on a processor fewer of attention's weights could be kept for the way back."""
 SMALLEST_PACK = 512
 PROGRAM_BYTES = 600 * 2**20
 """The interpreter with torch, transformers and peft loaded."""
@@ -78,7 +78,8 @@ def available(device: torch.device) -> int:
 def fit(model: Any, trained: int, longest: int, room: int, method: str, shared: int = 0) -> Fit:
     """The largest packs that fit into `room` bytes, computing activations twice if need be.
 
-    `longest` and `shared`: tokens of the longest row, and of what all rows begin with. Raises ModelError, saying what would fit, if nothing does.
+    `longest` and `shared`: tokens of the longest row, and of what all rows begin with. Raises
+    ModelError, saying what would fit, if nothing does.
     """
     allowed = int(room * MARGIN)
     for checkpointing in (False, True):
