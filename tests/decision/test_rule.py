@@ -399,6 +399,20 @@ def test_a_verdict_that_flips_between_seeds_is_inconclusive() -> None:
     assert "luck of the draw" in flipped.because[0]
 
 
+def test_where_seeds_differ_about_the_trained_arm_alone_training_still_pays() -> None:
+    base = arm("few-shot", right(60))
+    dear = arm("full", right(180), usd_per_1k_requests=0.5)
+    dear = replace(dear, seeds=(arm("full", right(120), usd_per_1k_requests=0.5),))
+    decision = judged(base, dear, arm("lora", right(150)))
+    # The first seed alone would have had `full` adopted, which is dearer.
+    assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "lora", True)
+    assert [flip["adopts"] for flip in decision.flips] == ["lora"]
+    assert "Training pays with every seed that was tried; which of full, lora" in said(decision)
+    assert decision.debt and decision.debt["arm"] == "lora"
+    late = judged(base, dear, arm("lora", right(150)), no_more_seeds=("lora",))
+    assert (late.verdict, late.arm) == ("inconclusive", "few-shot")
+
+
 def test_a_narrow_case_without_time_for_other_seeds_is_inconclusive() -> None:
     arms = arm("few-shot", right(120)), arm("lora", right(160))
     decision = judged(*arms, no_more_seeds=("lora",))

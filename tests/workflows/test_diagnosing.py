@@ -10,6 +10,7 @@ import pytest
 
 import tuneworthy as tw
 from tests.fakes import projects
+from tuneworthy import store
 from tuneworthy.arms.recipe import FittedRecipe, Recipe
 from tuneworthy.decision.diagnosis import RIGHT, RowDiagnosis
 from tuneworthy.workflows import diagnosing
@@ -63,3 +64,17 @@ def test_each_prompt_has_its_own_examples_the_same_for_all_rows(
     assert 0 < len(missed) < len(found) <= ROWS
     assert [rows for _, rows in sampled] == [len(missed)] * SAMPLES
     assert all(len(row.sampled) == (SAMPLES if row in missed else 0) for row in found)
+
+
+@pytest.mark.parametrize(("route", "order"), [(["full"], "full lora"), (["rag"], "lora full")])
+def test_trained_arms_that_the_rows_call_for_come_first(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch, route: list[str], order: str
+) -> None:
+    real = diagnosing.diagnose
+    monkeypatch.setattr(
+        diagnosing, "diagnose", lambda *given, **how: {**real(*given, **how), "route": route}
+    )
+    arms = ["full", "zero-shot", "lora", "few-shot"]
+    run = tw.decide(projects.write(project_folder, projects.rows(), arms=arms)).folder
+    opened = [opening["arm"] for opening in store.read_json(run / "seal.json")["openings"]]
+    assert opened == ["zero-shot", "few-shot", *order.split()]

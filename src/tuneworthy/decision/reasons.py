@@ -114,6 +114,13 @@ def flips(flip: dict[str, Any], verdict: str, arm: str | None) -> str:
     )
 
 
+def pays_anyway(arm: str, winners: Sequence[str]) -> str:
+    return (
+        f"Training pays with every seed that was tried; which of {', '.join(winners)} does best "
+        f"depends on the seed, and {arm} costs least of these {len(winners)}."
+    )
+
+
 def no_seeds(arm: str) -> str:
     return (
         f"{arm} wins or loses narrowly, and the budget left no time to train it with 2 other seeds."

@@ -46,6 +46,8 @@ def decide(arms: Sequence[ArmEvidence], terms: Terms, background: Background) ->
 
     What was adopted by this becomes inconclusive where another seed of a trained arm would have
     had another arm adopted, or where a narrow case could not be trained with other seeds in time.
+    If only trained arms are adopted under all seeds, training pays and it is the arm that is open:
+    the cheapest of them is adopted.
 
     Raises ValueError if two arms have one name.
     """
@@ -59,6 +61,13 @@ def decide(arms: Sequence[ArmEvidence], terms: Terms, background: Background) ->
         said += [reasons.no_seeds(name) for name in background.no_more_seeds]
     if not said:
         return decision
+    winners = {decision.arm, *(flip["adopts"] for flip in flips)}
+    if winners <= {arm.name for arm in arms if arm.trained} and not background.no_more_seeds:
+        open_ones = [arm for arm in decision.arms if arm.name in winners]
+        cheapest = min(open_ones, key=lambda arm: arm.month_usd)
+        said.append(reasons.pays_anyway(cheapest.name, [arm.name for arm in open_ones]))
+        decision = _Court(arms, terms, background).decide(instead=cheapest.name)
+        return replace(decision, because=(*said, *decision.because), flips=tuple(flips))
     meanwhile = court.meanwhile()
     return replace(
         decision,
@@ -151,8 +160,10 @@ class _Court:
         """What to use before the question is settled."""
         return self._cheapest(self.untrained)[0] if self.untrained else None
 
-    def decide(self) -> Decision:
+    def decide(self, instead: str | None = None) -> Decision:
+        """`instead`: the arm to use, whichever one the rule would take."""
         verdict, chosen = self._verdict()
+        chosen = next((arm for arm in self.results if arm.name == instead), chosen)
         rival = self._rival()
         detectable = None
         if rival and rival.delta:

@@ -167,8 +167,17 @@ def cost_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) 
     )
 
 
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times powers of ten among positive values."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [digit * 10.0**power for power in range(low, high + 1) for digit in (1, 2, 5)]
+
+
 def learning_chart(name: str, history: Sequence[dict[str, float]], width: int) -> str:
-    """SVG of a training arm's loss by step: training dashed, dev solid with points."""
+    """SVG of a training arm's loss by step: training dashed, dev solid with points.
+
+    Logarithmic if losses differ 5-fold: that of weights not trained yet would flatten the rest.
+    """
     import altair as alt
 
     lines: list[dict[str, Any]] = [
@@ -180,6 +189,8 @@ def learning_chart(name: str, history: Sequence[dict[str, float]], width: int) -
     if not lines:
         return ""
     order = ["training rows", "dev rows"]
+    losses = [entry["loss"] for entry in lines]
+    log = min(losses) > 0 and max(losses) / min(losses) > 5
     base = alt.Chart(alt.Data(values=lines), width=width, height=200).encode(
         x=alt.X(
             "step:Q",
@@ -188,9 +199,11 @@ def learning_chart(name: str, history: Sequence[dict[str, float]], width: int) -
         ),
         y=alt.Y(
             "loss:Q",
-            title="loss (nats per token)",
-            scale=alt.Scale(zero=False),
-            axis=alt.Axis(tickCount=5),
+            title="loss (nats per token" + (", logarithmic)" if log else ")"),
+            scale=alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False),
+            axis=alt.Axis(
+                format="~g", **{"values": _log_ticks(losses)} if log else {"tickCount": 5}
+            ),
         ),
     )
     legend = alt.Legend(symbolType="stroke", symbolSize=500)

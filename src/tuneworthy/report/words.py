@@ -49,6 +49,10 @@ def verdict_line(decision: Decision) -> str:
 
 def confidence(decision: Decision) -> Confidence:
     """How sure the verdict is, from the trained arms' differences to the best untrained arm."""
+    if decision["flips"] and decision["fine_tune"]:
+        return Confidence(
+            "Moderate", "That training pays holds with every seed; which arm does best does not."
+        )
     if decision["flips"]:
         count = len(decision["flips"])
         return Confidence("Low", f"{count} other training seeds would have had it otherwise.")

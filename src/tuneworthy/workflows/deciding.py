@@ -28,7 +28,7 @@ from tuneworthy.errors import ProjectError, StorageError, TrainingDiverged
 from tuneworthy.report import html
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows import learning, spending
-from tuneworthy.workflows.diagnosing import diagnosis
+from tuneworthy.workflows.diagnosing import in_order
 from tuneworthy.workflows.forgetting import forgotten, probe
 from tuneworthy.workflows.measure import PeakMemory, measure
 from tuneworthy.workflows.provenance import provenance, refresh, write_manifest
@@ -58,9 +58,7 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
         )
     with open_session(project, listener=listener, fresh=fresh) as session:
         not_measured: list[dict[str, str]] = []
-        for arm in session.asked_for():
-            if arm.trained:
-                diagnosis(session)
+        for arm in in_order(session):
             reason = _visit(session, arm)
             if reason is not None:
                 not_measured.append({"arm": arm.name, "reason": reason})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tuneworthy import store
+from tuneworthy.arms import Arm
 from tuneworthy.arms.base import Task, scored
 from tuneworthy.arms.few_shot import choose
 from tuneworthy.arms.recipe import (
@@ -38,6 +39,22 @@ PASSAGES = 3
 """First passages among which retrieval must find the answer."""
 ORACLE_DEPTH = 10
 """Passages found with the answer's own words, among which one that holds it is looked for."""
+
+
+def in_order(session: Session) -> Iterator[Arm]:
+    """The arms asked for: those without training, cheapest first; then trained ones.
+
+    Between them the rows are diagnosed, and trained arms to which that points come before the
+    others: where the budget is short, it goes to these.
+    """
+    arms = session.asked_for()
+    yield from (arm for arm in arms if not arm.trained)
+    trained = [arm for arm in arms if arm.trained]
+    if trained:
+        diagnosis(session)
+    found = session.folder.diagnosis
+    route = store.read_json(found)["route"] if found.exists() else []
+    yield from sorted(trained, key=lambda arm: arm.name not in route)
 
 
 def diagnosis(session: Session) -> None:
