@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Arm
@@ -183,14 +183,15 @@ class Judged:
     share: float
     """Seconds spent, of those that running everything to its end takes."""
     share_of_auto: float
-    """The same, where only the arms of `arms: auto` are run to their end."""
+    """The same, where only the arms of `arms: auto` are run to their end, for these rows."""
     of_budget: float | None
     """Seconds that it took, of its budget; None without one."""
     held: dict[str, list[bool]]
     """Score or loss -> whether each forecast's band held what came true."""
     unknown: int
     """Forecasts that said they do not know."""
-    tuned_on_facts: bool
+    tuned_on_facts: Literal["closed-book", "with documents"] | None
+    """How a task of facts has fine-tuning recommended: with the facts in the weights, or beside them."""
 
 
 def judge(outcome: Outcome, facts: bool) -> Judged:
@@ -203,6 +204,8 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
     if chosen in rows and chosen != best:
         difference = _compared(rows[best], rows[chosen], outcome["clusters"])
     told = [(item["of"], held(item)) for item in forecasts(outcome)]
+    of_auto = {name for name in arms if _in_auto(ARMS[name])}
+    of_auto |= {piece["arm"] for piece in decided["spent"]}  # what the rows called for as well
     return Judged(
         verdict=decided["verdict"],
         arm=chosen,
@@ -211,7 +214,7 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
         right=chosen == best or (difference is not None and difference.p >= ALPHA),
         share=decided["spent_seconds"] / exhaustive_seconds(arms),
         share_of_auto=decided["spent_seconds"]
-        / exhaustive_seconds({name: arm for name, arm in arms.items() if _in_auto(ARMS[name])}),
+        / exhaustive_seconds({name: arm for name, arm in arms.items() if name in of_auto}),
         of_budget=decided["wall_seconds"] / decided["budget_seconds"]
         if decided["budget_seconds"]
         else None,
@@ -220,8 +223,13 @@ def judge(outcome: Outcome, facts: bool) -> Judged:
             for of in ("score", "loss")
         },
         unknown=sum(hit is None for _, hit in told),
-        tuned_on_facts=bool(facts and decided["fine_tune"]),
+        tuned_on_facts=_tuned(chosen) if facts and decided["fine_tune"] else None,
     )
+
+
+def _tuned(name: str) -> Literal["closed-book", "with documents"]:
+    arm = ARMS[name]
+    return "with documents" if isinstance(arm, Trained) and arm.carries == "rag" else "closed-book"
 
 
 def exhaustive_seconds(arms: Mapping[str, Any]) -> float:

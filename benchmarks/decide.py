@@ -221,7 +221,8 @@ def summary(found: Sequence[Judged]) -> dict[str, Any]:
         "held_of_score": [sum(hits["score"]), len(hits["score"])],
         "held_of_loss": [sum(hits["loss"]), len(hits["loss"])],
         "unknown": sum(task.unknown for task in found),
-        "tuned_on_facts": sum(task.tuned_on_facts for task in found),
+        "tuned_on_facts": sum(task.tuned_on_facts == "closed-book" for task in found),
+        "tuned_with_documents": sum(task.tuned_on_facts == "with documents" for task in found),
     }
 
 
@@ -239,7 +240,8 @@ _LABELS = (
     "share of exhaustive for the arms of auto alone, maximum",
     "time taken, share of the budget, maximum",
     *_FORESEEN,
-    '"fine-tune" recommended on a facts task',
+    '"fine-tune" recommended on a facts task, to hold the facts',
+    '"fine-tune" recommended on a facts task, to read documents',
 )
 
 
@@ -256,6 +258,7 @@ def _shown(figure: Mapping[str, Any]) -> list[str]:
         _counted(*figure["held_of_loss"]),
         str(figure["unknown"]),
         str(figure["tuned_on_facts"]),
+        str(figure["tuned_with_documents"]),
     ]
 
 

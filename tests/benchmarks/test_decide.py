@@ -172,7 +172,7 @@ def test_tuned_tasks_and_those_kept_aside_are_counted_apart() -> None:
     tuned = found["tuned-verdicts"]
     assert (tuned["right"], tuned["tasks"], tuned["ours"]) == (3, 5, 0.6)
     assert (tuned["held"], tuned["forecasts"], tuned["unknown"]) == (1, 2, 0)
-    assert tuned["tuned_on_facts"] == 1
+    assert (tuned["tuned_on_facts"], tuned["tuned_with_documents"]) == (1, 0)
     assert found["tuned-spent"]["ours"] == pytest.approx(80 / 400)
     assert found["tuned-spent"]["maximum"] == pytest.approx(200 / 400)
     assert found["tuned-spent"]["ratio_to_best_peer"] == pytest.approx(5.0)

@@ -30,7 +30,7 @@ def outcome(
     **budgeted: Any,
 ) -> dict[str, Any]:
     decided = {"verdict": "adopt", "arm": arm, "fine_tune": False, "spent_seconds": 60.0}
-    decided |= {"budget_seconds": 100.0, "wall_seconds": 70.0}
+    decided |= {"budget_seconds": 100.0, "wall_seconds": 70.0, "spent": []}
     return {
         "date": "2026-01-01T00:00:00.000Z",
         "rows": {"train": 400, "dev": 100, "test": 60},
@@ -119,6 +119,9 @@ def test_the_share_is_of_all_arms_with_all_seeds() -> None:
     dear = outcome({**arms, "few-shot+lora": [training(steady(0.5), 300.0)]}, spent_seconds=100.0)
     found = judge(dear, False)
     assert found.share == pytest.approx(100 / 1000) and found.share_of_auto == pytest.approx(0.25)
+    # Its diagnosis had the decision try that arm.
+    dear["budgeted"]["spent"] = [{"arm": "few-shot+lora", "what": "training", "seconds": 9.0}]
+    assert judge(dear, False).share_of_auto == judge(dear, False).share
 
 
 def test_forecasts_of_the_curves_are_held_against_the_first_seed() -> None:
@@ -148,9 +151,12 @@ def outcome_with(made: dict[str, Any], seeds: list[dict[str, Any]]) -> dict[str,
 
 def test_fine_tuning_counts_against_a_task_of_facts_alone() -> None:
     made = outcome({"lora": [training(steady(0.5))]}, "lora", fine_tune=True)
-    assert judge(made, True).tuned_on_facts
+    assert judge(made, True).tuned_on_facts == "closed-book"
     assert not judge(made, False).tuned_on_facts
     assert not judge(outcome({"lora": [training(steady(0.5))]}, "lora"), True).tuned_on_facts
+    arms = {name: [training(steady(0.5))] for name in ("rag", "rag+lora")}
+    reads = outcome(arms, "rag+lora", fine_tune=True)
+    assert judge(reads, True).tuned_on_facts == "with documents"
 
 
 def test_three_tasks_that_nobody_had_seen_are_kept_aside_by_their_names() -> None:
