@@ -73,7 +73,7 @@ def test_rows_of_facts_lead_to_documents() -> None:
     assert found["needs"] == "facts" and found["route"] == ["rag"]
     assert found["knowledge_share"] == 0.9
     assert found["retrieval_recall"] == 1.0
-    assert found["passage_gain"] == pytest.approx(0.9)
+    assert found["passage_gain"] == found["passage_score"] == pytest.approx(0.9)
     assert found["categories"]["unknown"] == 0.9
     said = " ".join(found["evidence"])
     assert "look to rag" in said and "stop early" in said
@@ -89,6 +89,15 @@ def test_both_is_measured_never_inferred() -> None:
     rows = [row(foreign_words=1.0, in_documents=True)] * 4 + [row(in_documents=False)] * 6
     found = diagnose(rows, documents=True)
     assert found["needs"] == "both" and "rag+lora" in found["route"]
+
+
+def test_facts_that_are_at_hand_and_not_used_are_a_matter_of_form_too() -> None:
+    rows = [row(foreign_words=1.0, in_documents=True, retrieved=True, given=0.5, bare=0.1)] * 10
+    found = diagnose(rows, documents=True)
+    assert (found["passage_score"], found["passage_gain"]) == (0.5, pytest.approx(0.4))
+    assert found["needs"] == "both" and found["route"] == ["rag+lora", "rag"]
+    assert "score 0.500, 0.400 more than without" in " ".join(found["evidence"])
+    assert "can be learnt" in " ".join(found["evidence"])
 
 
 def test_facts_without_documents_say_what_is_missing() -> None:

@@ -93,6 +93,16 @@ def test_exhaustive_trains_what_was_stopped_in_the_same_run(project_folder: Path
     assert second.record["spent"]["seconds"] >= first.record["spent"]["seconds"]
 
 
+def test_to_be_compared_an_arm_answers_half_of_many_dev_rows(project_folder: Path) -> None:
+    settings = {"arms": ["zero-shot", "lora"], "data__dev": 90}
+    run = RunFolder(
+        tw.decide(projects.write(project_folder, projects.rows(300), **settings)).folder
+    )
+    scores = store.read_json(run.arm("zero-shot") / "dev.json")["scores"]
+    assert len(scores) == 90
+    assert all((score is None) == bool(row % 2) for row, score in enumerate(scores))
+
+
 def run_rows(run: RunFolder, split: str) -> list[dict[str, Any]]:
     return [row for row in store.read_jsonl(run.rows) if row["split"] == split]
 

@@ -242,7 +242,9 @@ def fit_of(
         )
     record = _record(arm, winner.recipe, candidates, why, time.monotonic() - start)
     record["cut_short"] = len(tried) < len(candidates) or not winner.whole
-    in_order = [winner.scores[row] for row in range(len(task.dev))] if winner.whole else None
+    first, _ = looks(len(task.dev))
+    looked = all(row in winner.scores for row in first)
+    in_order = [winner.scores.get(row) for row in range(len(task.dev))] if looked else None
     record |= {"dev_scores": in_order, "spread": noise}
     return Fit(FittedRecipe(winner.recipe, task.kitchen), record)
 

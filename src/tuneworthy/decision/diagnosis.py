@@ -22,6 +22,8 @@ FOREIGN_WORDS = 0.5
 """A row whose content words come from nowhere near by to this share asks for facts."""
 FACTS, FORM = 0.6, 0.2
 """Shares of such rows at which the task is one of facts, or one of form."""
+READS = 0.8
+"""Below this score with the right passage in the prompt, making use of it is to be learnt as well."""
 UNKNOWN_HARMS = 0.3
 """Share of unknown rows from which training to the end is warned of."""
 _WORD = re.compile(r"\w+(?:[.,]\d+)*")
@@ -100,13 +102,14 @@ def diagnose(rows: Sequence[RowDiagnosis], *, documents: bool) -> dict[str, Any]
     n = len(rows)
     share = _share(rows, [row.asks_for_facts for row in rows])
     assert share is not None
-    needs: Needs = "facts" if share >= FACTS else "form" if share <= FORM else "both"
     kinds = ("known", "maybe known", "weakly known", "unknown")
     categories = {kind: sum(row.category == kind for row in rows) / n for kind in kinds}
     held = _share(rows, [row.in_documents for row in rows])
     recall = _share(rows, [row.retrieved for row in rows if row.in_documents])
     pairs = [(r.given, r.bare) for r in rows if r.given is not None and r.bare is not None]
-    gain = sum(given - bare for given, bare in pairs) / len(pairs) if pairs else None
+    given = sum(score for score, _ in pairs) / len(pairs) if pairs else None
+    bare = sum(score for _, score in pairs) / len(pairs) if pairs else None
+    needs = _needs(share, given)
     found: dict[str, Any] = {
         "rows": n,
         "knowledge_share": share,
@@ -115,11 +118,20 @@ def diagnose(rows: Sequence[RowDiagnosis], *, documents: bool) -> dict[str, Any]
         "foreign_words": sum(row.foreign_words for row in rows) / n,
         "in_documents": held,
         "retrieval_recall": recall,
-        "passage_gain": gain,
+        "passage_score": given,
+        "passage_gain": None if given is None or bare is None else given - bare,
         "passage_rows": len(pairs),
         "route": _route(needs, documents),
     }
     return {**found, "evidence": _evidence(found, documents)}
+
+
+def _needs(share: float, given: float | None) -> Needs:
+    """From the share of rows that ask for facts, and the score with the right passage at hand."""
+    if share <= FORM:
+        return "form"
+    reads = given is None or given >= READS
+    return "facts" if share >= FACTS and reads else "both"
 
 
 def _share(rows: Sequence[RowDiagnosis], flags: Sequence[bool | None]) -> float | None:
@@ -160,8 +172,12 @@ def _evidence(found: dict[str, Any], documents: bool) -> list[str]:
         sign = "more" if found["passage_gain"] >= 0 else "less"
         said.append(
             f"With the passage that holds the answer in the prompt, {found['passage_rows']} rows "
-            f"score {abs(found['passage_gain']):.3f} {sign} than without."
+            f"score {found['passage_score']:.3f}, {abs(found['passage_gain']):.3f} {sign} than without."
         )
+        if found["needs"] != "form" and found["passage_score"] < READS:
+            said.append(
+                "So to answer from a passage is a matter of form here, which can be learnt."
+            )
     said.append(_advice(found["needs"], documents))
     if found["needs"] != "form" and kinds["unknown"] >= UNKNOWN_HARMS:
         said.append(

@@ -16,6 +16,7 @@ from typing import Any
 from tuneworthy import store
 from tuneworthy.arms import ARMS, Fitted
 from tuneworthy.arms.base import scored, ticker
+from tuneworthy.arms.choosing import looks
 from tuneworthy.arms.training import SWEEP_ROWS, Trained
 from tuneworthy.decision.forecast import Forecast, Point, forecast
 from tuneworthy.errors import TrainingDiverged
@@ -175,9 +176,9 @@ def _judged(
     name, theirs = best
     total, margin = len(session.rows.train), session.project.margin
     expected = forecast([_point(record, theirs) for record in points], total)
-    level = _mean(theirs)
-    shown = f"{arm} on {points[-1]['rows']} rows: {_mean(points[-1]['dev_scores']):.3f} on dev"
-    if expected is None and _mean(points[-1]["dev_scores"]) >= level - margin:
+    level, now = _mean(theirs), _point(points[-1], theirs)
+    shown = f"{arm} on {now.rows} rows: {now.value:.3f} on dev"
+    if expected is None and now.value >= level - margin:
         # More rows rarely make it worse: no further part could stop it.
         session.say(f"{shown}, where {name} has {level:.3f}: near enough to train on all rows")
         return EVEN
@@ -207,19 +208,26 @@ def _judged(
 
 
 def best_on_dev(session: Session, but: str) -> tuple[str, Sequence[float | None]] | None:
-    """The fitted arm with the highest score on dev, and its scores row by row."""
+    """The fitted arm with the highest score on dev, and its scores row by row.
+
+    Compared on the rows of a first look, which all arms have answered; the rest may be None.
+    """
+    first, _ = looks(len(session.rows.dev))
     scored: dict[str, Sequence[float | None]] = {}
     for name in ARMS:
         if name != but and session.folder.measured(name).exists():
             scored[name] = scores_on_dev(session, name)
     if not scored:
         return None
-    name = max(scored, key=lambda n: _mean(scored[n]))
+    name = max(scored, key=lambda n: _mean([scored[n][row] for row in first]))
     return name, scored[name]
 
 
 def scores_on_dev(session: Session, name: str) -> Sequence[float | None]:
-    """A fitted arm's score on each dev row; answered now if fitting it did not."""
+    """A fitted arm's score on each dev row, as far as fitting it answered them.
+
+    Where it answered too few, those of a first look are answered now. None for the others.
+    """
     path = session.folder.arm(name) / "dev.json"
     record = session.fit_record(name)
     assert record
@@ -227,9 +235,12 @@ def scores_on_dev(session: Session, name: str) -> Sequence[float | None]:
         return record["dev_scores"]
     if not path.exists():
         began, task = time.monotonic(), session.task(name)
+        first, _ = looks(len(task.dev))
+        rows = [task.dev[row] for row in first]
         fitted: Fitted = ARMS[name].restore(task, record)
-        tick = ticker(session.journal, name, "answering dev", len(task.dev))
-        scores = scored(task, task.dev, fitted.answer([e.prompt for e in task.dev], tick))
+        tick = ticker(session.journal, name, "answering dev", len(rows))
+        found = dict(zip(first, scored(task, rows, fitted.answer([e.prompt for e in rows], tick))))
+        scores = [found.get(row) for row in range(len(task.dev))]
         store.write_json(path, {"scores": scores, "seconds": time.monotonic() - began})
     scores_found: list[float | None] = store.read_json(path)["scores"]
     return scores_found
