@@ -83,6 +83,18 @@ def test_rules_of_the_trade_fire_on_what_they_name() -> None:
     }
     for rule in decision.rules:
         assert rule["said"].endswith(".") and rule["source"]
+    told = {rule["rule"]: rule["said"] for rule in decision.rules}["training for facts"]
+    assert told.endswith("; lora, without documents, scores 0.800.")
+    reads = judged(
+        arm("rag", right(100)),
+        arm("lora", right(10)),
+        arm("rag+lora", right(190)),
+        diagnosis=diagnosis,
+    )
+    told = {rule["rule"]: rule["said"] for rule in reads.rules}["training for facts"]
+    assert told.endswith(
+        "; lora, without documents, scores 0.050; rag+lora, which reads them, 0.950."
+    )
     bare = judged(arm("few-shot", right(160)))
     assert {rule["fires"] for rule in bare.rules} == {None, False}
 

@@ -15,6 +15,8 @@ from tuneworthy.decision.records import ArmResult, Terms
 FEW_ROWS = 1000
 STILL_FALLING = 0.1
 """Share of the dev loss that the last stretch of a training that has ended may still take away."""
+READS_DOCUMENTS = "rag+lora"
+"""The trained arm whose weights need not hold the facts that rows ask for."""
 MOST_OF_THE_GAIN = 0.8
 """Share of training's gain over the bare prompt that another arm must reach to have made it."""
 
@@ -45,7 +47,7 @@ def rules(
         _held_out(terms, test_given),
         _too_short(arms),
         _style(named, trained),
-        _facts(trained, facts_share),
+        _facts(named, facts_share),
         _one_off(trained, terms, break_even),
         _grammar(named, trained),
         _zero_shot(named, trained),
@@ -110,11 +112,17 @@ def _style(named: dict[str, ArmResult], trained: ArmResult | None) -> Rule:
     )
 
 
-def _facts(trained: ArmResult | None, share: float | None) -> Rule:
+def _facts(named: dict[str, ArmResult], share: float | None) -> Rule:
     source = "Ovadia et al. 2023 (arXiv 2312.05934); Gekhman et al. 2024 (arXiv 2405.05904)"
     if share is None:
         return Rule("training for facts", None, "Not diagnosed here.", source)
-    told = f"; {trained.name} scores {number(_score(trained))}" if trained else ""
+    closed = [arm for arm in named.values() if arm.trained and arm.name != READS_DOCUMENTS]
+    told = ""
+    if closed:
+        best = max(closed, key=_score)
+        told += f"; {best.name}, without documents, scores {number(_score(best))}"
+    if READS_DOCUMENTS in named:
+        told += f"; {READS_DOCUMENTS}, which reads them, {number(_score(named[READS_DOCUMENTS]))}"
     return Rule(
         "training for facts",
         share > 0.2,

@@ -86,7 +86,7 @@ def _confidence_in_training(decision: Decision) -> Confidence:
         + (
             "in fewer than 1 test in 1,000."
             if p < 0.001
-            else f"in about {max(1, round(p * 1000))} tests in 1,000."
+            else f"in about {numbers.plural(max(1, round(p * 1000)), 'test')} in 1,000."
         ),
     )
 
