@@ -212,6 +212,8 @@ class TrainingResult:
     rows: int
     rows_without_labels: int
     stopped: Literal["finished", "early", "deadline"]
+    cooling_steps: int = 0
+    """Of `steps`, the last ones, in which the rate went down to a tenth because the time was up."""
     train_verbatim: float = 0.0
     """Share of the sampled training completions that greedy decoding gives back word for word."""
     dev_verbatim: float = 0.0

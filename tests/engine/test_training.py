@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fakes import learning, tiny
+from tuneworthy import store
 from tuneworthy.engine import adapters, training
 from tuneworthy.engine.learner import Learner, PackedModel, RowLoss, mean
 from tuneworthy.engine.packing import TokenRow
-from tuneworthy.engine.training import batches, learning_rate
+from tuneworthy.engine.training import batches, cooling_steps, learning_rate
 from tuneworthy.engine.world import World
 from tuneworthy.errors import TrainingDiverged
 
@@ -122,6 +123,80 @@ def test_training_that_never_helps_keeps_the_last_weights_and_says_so(
     result = learning.train(tmp_path / "m")
     assert (result.best_step, result.dev_loss_before, result.dev_loss) == (0, 1.0, 6.0)
     assert same(kept(tmp_path / "m"), steps[-1])
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds: each step takes one, and nothing else takes any."""
+    now, real = [100.0], Learner.step
+
+    def step(self: Learner, *args: Any) -> Any:
+        now[0] += 1.0
+        return real(self, *args)
+
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    return now
+
+
+def rates(folder: Path) -> list[float]:
+    return [line["learning_rate"] for line in store.read_jsonl(folder.with_suffix(".jsonl"))]
+
+
+def test_a_training_that_its_deadline_ends_cools_down_before(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    chosen = learning.settings("lora", epochs=2.0, batch_rows=3)
+    planned = [learning_rate(chosen, step, 10) for step in range(10)]
+    result = learning.train(tmp_path / "m", deadline=clock[0] + 7.5)
+    found = rates(tmp_path / "m")
+    assert (result.stopped, result.steps, result.cooling_steps) == ("deadline", 7, 2)
+    assert found[:5] == planned[:5]
+    assert found[6] == pytest.approx(chosen.learning_rate / 10) and planned[6] > 3 * found[6]
+    assert result.history[-1]["step"] == 7  # what is judged and kept is the cooled model
+
+
+def test_a_deadline_that_is_far_enough_changes_nothing(tmp_path: Path, clock: list[float]) -> None:
+    plain = learning.train(tmp_path / "plain")
+    timed = learning.train(tmp_path / "timed", deadline=clock[0] + 10.5)
+    assert (timed.stopped, timed.cooling_steps, timed.steps) == ("finished", 0, 10)
+    assert same(kept(tmp_path / "timed"), kept(tmp_path / "plain"))
+    assert timed.history == plain.history
+
+
+def test_with_more_time_training_goes_on_as_if_it_had_never_cooled(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    """To the weights of a run without a deadline, to the bit."""
+    learning.train(tmp_path / "plain")
+    cut = learning.train(tmp_path / "m", deadline=clock[0] + 7.5)
+    assert not same(kept(tmp_path / "m"), kept(tmp_path / "plain"))
+    whole = learning.train(tmp_path / "m")
+    assert (cut.steps, whole.steps, whole.stopped) == (7, 10, "finished")
+    assert whole.best_step == 10 and whole.cooling_steps == 0
+    assert rates(tmp_path / "m") == rates(tmp_path / "plain")
+    assert same(kept(tmp_path / "m"), kept(tmp_path / "plain"))
+
+
+def test_weights_that_a_cooled_run_left_are_not_taken_for_those_of_the_run_that_goes_on(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dev was at its best before the cut and never is again: the weights kept are still its own."""
+    dev_losses(monkeypatch, [5.0, 1.0, 2.0, 3.0, 4.0])  # steps 0, 2, 4 and, cooled, 6 and 7
+    learning.train(tmp_path / "m", deadline=clock[0] + 7.5)
+    dev_losses(monkeypatch, [4.5, 4.2, 4.0])  # steps 6, 8 and 10
+    steps = snapshots(monkeypatch)
+    result = learning.train(tmp_path / "m")
+    assert (result.best_step, result.dev_loss) == (10, 4.0)
+    assert same(kept(tmp_path / "m"), steps[-1])
+
+
+@pytest.mark.parametrize("begun, needed", [(1, 1), (4, 1), (5, 2), (40, 10)])
+def test_cooling_takes_a_fifth_of_all_steps(begun: int, needed: int) -> None:
+    assert cooling_steps(begun) == needed
+    chosen = learning.settings("lora")
+    last = learning_rate(chosen, begun + needed - 1, 100, begun)
+    assert last == pytest.approx(chosen.learning_rate / 10)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -32,6 +32,12 @@ KEPT = (
     *("before", "best", "dev_loss", "recent", "history"),
 )
 """What a checkpoint keeps of a run beside the learner's tensors."""
+COOLING = 0.2
+"""Share of a training that its deadline cuts short, at its end, in which the rate goes down to a tenth.
+
+A rate that is still high hides most of what was learned; a fifth of the steps is enough to bring it
+down (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations").
+"""
 SAMPLE_ROWS = 32
 """Training rows on which the gap to dev and memorised completions are measured."""
 
@@ -52,13 +58,27 @@ def batches(rows: int, settings: TrainingSettings, epoch: int) -> list[list[int]
     return [order[i : i + size] for i in range(0, rows, size)]
 
 
-def learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
-    """Linear warm-up, then a cosine down to a tenth; `step` counts from 0."""
+def learning_rate(
+    settings: TrainingSettings, step: int, total: int, cooled_from: int | None = None
+) -> float:
+    """Linear warm-up, then a cosine down to a tenth; `step` counts from 0.
+
+    From the step `cooled_from` on a line leads down to the tenth, see `cooling_steps`.
+    """
+    if cooled_from is not None:
+        before, lowest = learning_rate(settings, cooled_from, total), settings.learning_rate / 10
+        done = min(1.0, (step + 1 - cooled_from) / cooling_steps(cooled_from))
+        return before + (lowest - before) * done
     warm = max(1, round(settings.warmup * total))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
     done = min(1.0, (step - warm) / max(1, total - warm))
     return settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def cooling_steps(begun: int) -> int:
+    """Steps that a training needs to cool down after so many, so that they are `COOLING` of all."""
+    return max(1, math.ceil(begun * COOLING / (1 - COOLING)))
 
 
 class TrainingRun:
@@ -96,6 +116,9 @@ class TrainingRun:
         self.history: list[dict[str, float]] = []
         self.earlier = 0.0
         self.lines: list[dict[str, Any]] = []
+        self.cooled_from: int | None = None
+        self.judging = 0.0
+        """Seconds that the latest evaluation took."""
         self.logged = self.kept = self.start = time.monotonic()
 
     @property
@@ -129,10 +152,14 @@ class TrainingRun:
             self._evaluate({"step": 0, "epoch": 0.0}, keep=False)
             self.before = self.best = self.dev_loss
         stopped: Literal["finished", "early", "deadline"] = "finished"
+        began, done = time.monotonic(), self.step
         while self.step < self.total and stopped == "finished":
             if self.without_gain >= self.settings.patience:
                 stopped = "early"
-            elif self._advance(deadline):
+                continue
+            if deadline is not None and self.step > done and self.cooled_from is None:
+                self._cool(deadline, (time.monotonic() - began) / (self.step - done))
+            if self._advance(deadline):
                 stopped = "deadline"
         if self.best_step == 0:
             # Training never helped: the weights kept are the last ones, and fit.json says so.
@@ -150,7 +177,7 @@ class TrainingRun:
         epoch, place = divmod(self.step, self.steps_per_epoch)
         numbers = batches(len(self.rows), self.settings, epoch)[place]
         batch = [self.rows[i] for i in numbers]
-        rate = learning_rate(self.settings, self.step, self.total)
+        rate = learning_rate(self.settings, self.step, self.total, self.cooled_from)
         loss, computed = self.learner.step(batch, rate)
         if not math.isfinite(loss) or not math.isfinite(self.learner.gradient_norm):
             raise TrainingDiverged(
@@ -171,7 +198,7 @@ class TrainingRun:
         line = {**fields, "gradient_norm": self.learner.gradient_norm, "rows": numbers}
         step_seconds = time.monotonic() - began
         late = deadline is not None and time.monotonic() > deadline
-        late = self.learner.world.agreed(late)
+        late = self.learner.world.agreed(late) or self._cooled()
         due = self.step % self.evaluate_every == 0 or self.step == self.total or late
         if due:
             fields["loss"] = sum(self.recent) / len(self.recent)
@@ -191,6 +218,27 @@ class TrainingRun:
                 self._keep()
             raise
         return late
+
+    def _cool(self, deadline: float, step_seconds: float) -> None:
+        """Begin to cool down where one more step as planned would leave too little time for it.
+
+        A run with more time goes on from here, at the rate of its schedule.
+        """
+        left = (deadline - time.monotonic() - self.judging) / step_seconds
+        ends_early = self.step + cooling_steps(self.step) < self.total
+        due = ends_early and left < 1 + cooling_steps(self.step + 1)
+        if not self.learner.world.agreed(due):
+            return
+        best = self.best, self.best_step
+        # Who goes on from the checkpoint finds cooled weights in the folder, which are none of its own.
+        self.best, self.best_step = math.inf, 0
+        self._keep()
+        self.best, self.best_step = best
+        self.cooled_from = self.step
+
+    def _cooled(self) -> bool:
+        begun = self.cooled_from
+        return begun is not None and self.step == begun + cooling_steps(begun)
 
     def _after_step(self) -> None:
         now = time.monotonic()
@@ -220,6 +268,7 @@ class TrainingRun:
 
     def _evaluate(self, fields: dict[str, float], *, keep: bool = True) -> None:
         """Losses on dev and on a sample of training rows; the weights are kept if dev gained."""
+        began = time.monotonic()
         dev = self.learner.losses(self.dev)
         self.dev_loss = mean(dev)
         verbatim = sum(row.verbatim for row in dev) / len(dev)
@@ -235,6 +284,7 @@ class TrainingRun:
             self._save()
         else:
             self.without_gain += 1
+        self.judging = time.monotonic() - began
 
     def _save(self) -> None:
         weights, model = self.learner.weights(), self.learner.packed.model
@@ -247,8 +297,13 @@ class TrainingRun:
         self.lines, self.logged = [], time.monotonic()
 
     def _keep(self) -> None:
-        """Write a checkpoint; the log is written before it, so that it is never behind."""
+        """Write a checkpoint; the log is written before it, so that it is never behind.
+
+        That from before cooling down stays: its end is no start for more steps.
+        """
         self._write_log()
+        if self.cooled_from is not None:
+            return
         tensors = self.learner.state()
         if self.learner.world.main:
             state = {name: getattr(self, name) for name in KEPT}
@@ -283,6 +338,7 @@ class TrainingRun:
             settings=self.settings,
             steps=self.step,
             planned_steps=self.total,
+            cooling_steps=0 if self.cooled_from is None else self.step - self.cooled_from,
             best_step=self.best_step,
             dev_loss_before=self.before,
             dev_loss=self.best if self.best_step else self.dev_loss,
