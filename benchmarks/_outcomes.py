@@ -47,9 +47,7 @@ class Task:
 
     @property
     def to_the_end(self) -> dict[str, Any]:
-        arms = [
-            name for name, arm in ARMS.items() if _in_auto(arm) or (self.facts and _reads(arm))
-        ]
+        arms = [name for name, arm in ARMS.items() if _in_auto(arm) or (self.facts and _reads(arm))]
         return {**self.settings, "arms": arms, "exhaustive": True, "budget": "none"}
 
 

@@ -23,7 +23,7 @@ from tuneworthy import store
 from tuneworthy.errors import TuneworthyError
 from tuneworthy.examples import build
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import deciding, exporting, verifying
+from tuneworthy.workflows import concluding, exporting, verifying
 
 NEW_BASE = "gemma-3-270m"
 PARTS = ("retune", "verify", "exports")
@@ -99,7 +99,7 @@ def one_byte_changed(path: Path) -> Iterator[None]:
 
 def verification(folder: Path) -> Found:
     """What `report --verify` says of the run as it is, and after one byte was changed."""
-    run, project = deciding.find_run(folder)
+    run, project = concluding.find_run(folder)
     began = time.monotonic()
     untouched = verifying.verify(run, project)
     found: Found = {

@@ -35,7 +35,7 @@ from tuneworthy.errors import (
 )
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Failure, Likelihood, Message
-from tuneworthy.workflows import deciding, measure, session
+from tuneworthy.workflows import concluding, deciding, measure, session
 
 
 @pytest.fixture
@@ -438,15 +438,15 @@ def test_report_and_decision_are_rebuilt_without_a_model(
     decision = tw.decide(project)
     monkeypatch.setattr(session, "open_engine", lambda *a: pytest.fail("a model was opened"))
     (decision.folder / "report.html").unlink()
-    folder, rebuilt_from = deciding.find_run(decision.folder)
-    rebuilt = deciding.rebuild(folder, rebuilt_from)
+    folder, rebuilt_from = concluding.find_run(decision.folder)
+    rebuilt = concluding.rebuild(folder, rebuilt_from)
     assert rebuilt == dict(decision.record)
     assert folder.report.exists()
 
 
 def test_report_without_a_run_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
-        deciding.find_run(tmp_path)
+        concluding.find_run(tmp_path)
     assert caught.value.hint == f"tuneworthy decide {tmp_path}"
 
 
@@ -583,6 +583,6 @@ def test_the_last_stretch_of_training_is_read_off_its_history(
 ) -> None:
     history = [{"step": step, "dev_loss": loss} for step, loss in enumerate(losses)]
     record = {"training": {"history": history, "stopped": stopped}}
-    found = deciding._still_falling(record)
+    found = concluding._still_falling(record)
     assert found == (None if share is None else pytest.approx(share))
-    assert deciding._still_falling({"training": None}) is None
+    assert concluding._still_falling({"training": None}) is None

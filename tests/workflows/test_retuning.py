@@ -15,7 +15,7 @@ from tests.fakes import projects
 from tuneworthy import store
 from tuneworthy.errors import ProjectError, StorageError
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import deciding, measure, retuning
+from tuneworthy.workflows import concluding, measure, retuning
 
 ARMS = ["zero-shot", "system-prompt", "few-shot", "lora"]
 
@@ -102,7 +102,7 @@ def test_the_record_is_a_pure_function_of_the_two_runs(project: Path) -> None:
     found = tw.retune(project, base="fake:2", gate=gate)
     old, new = the_run(project, "fake"), the_run(project, "fake:2")
     assert found.gate_open is True
-    assert retuning.record(old, new, deciding.project_of(new), gate) == dict(found.record)
+    assert retuning.record(old, new, concluding.project_of(new), gate) == dict(found.record)
 
 
 def test_time_and_money_feed_the_burden(project: Path) -> None:
@@ -114,7 +114,7 @@ def test_time_and_money_feed_the_burden(project: Path) -> None:
     # Twice what it was to fit and measure: the yearly hours in the sentence are of both.
     for path in (fitted, measured):
         store.write_json(path, {**store.read_json(path), "seconds": 3600.0})
-    debt = deciding.derive(new, deciding.project_of(new))["debt"]
+    debt = concluding.derive(new, concluding.project_of(new))["debt"]
     why = {debt["arm"]: debt, **debt["alternatives"]}["lora"]["why"]["burden"]
     assert why.startswith("Fitting and measuring it again on this base took 7,200 s; ")
 

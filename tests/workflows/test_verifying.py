@@ -16,7 +16,7 @@ from tests.fakes import projects
 from tuneworthy import store
 from tuneworthy.errors import StorageError
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import deciding, verifying
+from tuneworthy.workflows import concluding, verifying
 
 ARMS = ["zero-shot", "few-shot", "lora"]
 
@@ -43,7 +43,7 @@ def run(project: Path) -> RunFolder:
 
 
 def wrong(run: RunFolder) -> dict[str, tuple[str, ...]]:
-    checks = verifying.verify(run, deciding.project_of(run))
+    checks = verifying.verify(run, concluding.project_of(run))
     assert [c.what for c in checks] == [
         "files",
         "rows and seal",
@@ -80,7 +80,7 @@ def test_one_byte_changed_is_found_and_named(run: RunFolder, name: str, share: f
 
 
 def test_one_byte_of_any_file_is_found(run: RunFolder) -> None:
-    project, names = deciding.project_of(run), list(store.read_json(run.manifest)["files"])
+    project, names = concluding.project_of(run), list(store.read_json(run.manifest)["files"])
     assert len(names) > 15
     assert {"config.json", "seal.json", "ledger.jsonl", "decision.json", "retune.json"} <= {*names}
     for name in names:
@@ -241,4 +241,4 @@ def test_verify_says_what_and_exits_with_1(
 def test_a_run_that_is_not_finished_has_no_manifest(run: RunFolder) -> None:
     run.manifest.unlink()
     with pytest.raises(StorageError, match="no manifest"):
-        verifying.verify(run, deciding.project_of(run))
+        verifying.verify(run, concluding.project_of(run))

@@ -30,13 +30,13 @@ def report(
     Example: tuneworthy report runs/home-commands-20261123-101500-1a2b3c4d --verify
     """
     from tuneworthy.cli.decide import show
-    from tuneworthy.workflows import deciding, retuning
+    from tuneworthy.workflows import concluding, retuning
 
-    folder, project = deciding.find_run(run)
+    folder, project = concluding.find_run(run)
     if verify:
         _verify(folder, project, json)
         return
-    decision = deciding.rebuild(folder, project)
+    decision = concluding.rebuild(folder, project)
     retuning.rebuild(folder, project)
     if json:
         screen.print_json(decision)

@@ -20,7 +20,7 @@ from tuneworthy.retrieval.index import Index
 from tuneworthy.retrieval.load import load_documents
 from tuneworthy.store import Journal, RunFolder
 from tuneworthy.types import Decoding, Message, Prompt, Weights
-from tuneworthy.workflows import deciding
+from tuneworthy.workflows import concluding
 from tuneworthy.workflows.provenance import provenance, recipe
 from tuneworthy.workflows.session import Listener
 
@@ -105,7 +105,7 @@ def find_arm(path: Path, arm: str, run: str | None = None) -> tuple[RunFolder, P
             where=str(run or path),
             hint=f"tuneworthy train {arm} {path}",
         )
-    return fitted[-1], deciding.project_of(fitted[-1])
+    return fitted[-1], concluding.project_of(fitted[-1])
 
 
 def _exportable(folder: RunFolder, arm: str, format_: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tuneworthy.engine import launched
 from tuneworthy.errors import ProjectError, StorageError, TrainingDiverged
 from tuneworthy.report import retuned
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import deciding
+from tuneworthy.workflows import concluding, deciding
 from tuneworthy.workflows.diagnosing import diagnosis
 from tuneworthy.workflows.measure import measure
 from tuneworthy.workflows.provenance import refresh, write_manifest
@@ -38,7 +38,7 @@ def retune(
     if launched() > 1:
         raise ProjectError("retune is one process", hint="tuneworthy retune --base NEW")
     old = earlier_run(path, base, run)
-    names = [name for name in ARMS if deciding.is_measured(old, name)]
+    names = [name for name in ARMS if concluding.is_measured(old, name)]
     if gate is not None:
         comparison.parse_gate(gate, names)
     project = again(old, base, names)
@@ -87,7 +87,7 @@ def again(old: RunFolder, base: str, names: list[str]) -> Project:
     Trained arms keep the recorded method, rank, epochs and batches; a learning rate belongs to a
     base and is swept anew. There is no budget: half a training is nothing to compare with.
     """
-    project = deciding.project_of(old)
+    project = concluding.project_of(old)
     settings = store.read_json(old.config)["settings"]
     changes: dict[str, Any] = {
         "base": base,
@@ -188,7 +188,7 @@ def _side(folder: RunFolder) -> Side:
         verdict=decision["verdict"],
         arm=decision["arm"],
         fine_tune=decision["fine_tune"],
-        evidence=tuple(deciding.evidence_of(folder, deciding.project_of(folder), rows)),
+        evidence=tuple(concluding.evidence_of(folder, concluding.project_of(folder), rows)),
     )
 
 

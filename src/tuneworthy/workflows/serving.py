@@ -23,7 +23,7 @@ from tuneworthy.retrieval.index import Index
 from tuneworthy.retrieval.load import load_documents
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Decoding, Embedder, Engine
-from tuneworthy.workflows.deciding import project_of
+from tuneworthy.workflows.concluding import project_of
 
 Say = Callable[[str], None]
 

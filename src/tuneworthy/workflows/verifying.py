@@ -15,7 +15,7 @@ from tuneworthy.engine.models import rehash
 from tuneworthy.errors import MetricError, StorageError, TuneworthyError
 from tuneworthy.evaluation import metrics
 from tuneworthy.store import RunFolder
-from tuneworthy.workflows import deciding, spending
+from tuneworthy.workflows import concluding, spending
 from tuneworthy.workflows.provenance import LASTING
 
 _TINY = 1e-9
@@ -84,7 +84,7 @@ def _files(folder: RunFolder, project: Project) -> Check:
     wrong += [
         f"arms/{name} is not in manifest.json"
         for name in folder.arms
-        if name not in listed and deciding.is_measured(folder, name)
+        if name not in listed and concluding.is_measured(folder, name)
     ]
     wrong += [f"{name} is not in manifest.json" for name in LASTING if name not in manifest]
     return Check("files", tuple(wrong), f"{len(manifest):,} files")
@@ -135,9 +135,9 @@ def _scores(folder: RunFolder, project: Project) -> Check:
 
 
 def _places(folder: RunFolder) -> Iterator[str]:
-    for name in filter(lambda n: deciding.is_measured(folder, n), folder.arms):
+    for name in filter(lambda n: concluding.is_measured(folder, n), folder.arms):
         yield name
-        yield from (s for s in spending.seeds(folder, name) if deciding.is_measured(folder, s))
+        yield from (s for s in spending.seeds(folder, name) if concluding.is_measured(folder, s))
 
 
 def _weights(folder: RunFolder, project: Project) -> Check:
@@ -170,7 +170,7 @@ def _verdict(folder: RunFolder, project: Project) -> Check:
     """The decision again, from the stored predictions."""
     if not folder.decision.exists():
         return Check("verdict", None, "there is none yet")
-    stored, again = store.read_json(folder.decision), deciding.derive(folder, project)
+    stored, again = store.read_json(folder.decision), concluding.derive(folder, project)
     wrong = [f"decision.json: {text}" for text in differences(stored, again)]
     return Check("verdict", tuple(wrong), f"{again['verdict']} {again['arm'] or ''}".strip())
 
