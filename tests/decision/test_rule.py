@@ -420,6 +420,18 @@ def test_a_narrow_case_without_time_for_other_seeds_is_inconclusive() -> None:
     assert decision.out_of_time == ("lora",)
 
 
+def test_what_the_budget_cut_is_said_where_training_pays_all_the_same() -> None:
+    cut = replace(arm("lora", right(160)), cut_short="31 of 92 steps")
+    decision = judged(arm("few-shot", right(120)), cut, out_of_time=("full",))
+    assert (decision.verdict, decision.arm) == ("adopt", "lora")
+    assert "ended the training of lora after 31 of 92 steps" in said(decision)
+    assert "before full could be measured" in said(decision)
+    whole = judged(arm("few-shot", right(120)), arm("lora", right(160)))
+    assert "budget" not in said(whole)
+    undecided = judged(arm("few-shot", right(120)), replace(cut, scores=right(122)))
+    assert said(undecided).count("ended the training of lora") == 1
+
+
 def test_what_was_forgotten_is_said() -> None:
     lost = {
         "questions": 108, "base": 0.6, "trained": 0.4, "difference": -0.2,

@@ -387,6 +387,7 @@ class _Court:
                     reasons.failed_rows(arm.name, arm.evidence.failures, len(arm.evidence.ids))
                 )
         if verdict == "adopt" and chosen:
+            self._say_cut_short()  # it may be adopted all the same, and still gain
             terms = self.terms
             self.because.append(
                 reasons.would_change(
