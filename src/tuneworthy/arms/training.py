@@ -223,13 +223,10 @@ class Trained:
         ended = {
             "finished": "all epochs were run",
             "early": "dev loss stopped falling",
-            "deadline": "the budget ended it"
-            + (
-                f", the learning rate falling over the last {result.cooling_steps} steps"
-                if result.cooling_steps
-                else ""
-            ),
+            "deadline": "the budget ended it",
         }[result.stopped]
+        if result.cooling_steps:
+            ended += f", the learning rate falling over the last {result.cooling_steps} steps"
         if result.best_step == 0:
             return f"training never lowered the dev loss ({result.dev_loss_before:.3f}); {ended}"
         warning = overfitting(result)

@@ -222,7 +222,8 @@ class TrainingRun:
     def _cool(self, deadline: float, step_seconds: float) -> None:
         """Begin to cool down where one more step as planned would leave too little time for it.
 
-        A run with more time goes on from here, at the rate of its schedule.
+        A run with more time goes on from here, at the rate of its schedule. Its best weights are
+        chosen anew: those of before are overwritten by what cooling down leaves.
         """
         left = (deadline - time.monotonic() - self.judging) / step_seconds
         ends_early = self.step + cooling_steps(self.step) < self.total
