@@ -77,10 +77,10 @@ def cannot_tell(arm: str, other: str, delta: Difference, margin: float, p_holm: 
 
 
 def cut_short(arm: str, done: str, other: str, delta: Difference | None) -> str:
-    so_far = f" {beside(arm, other, delta.value)} so far, and" if delta else ""
+    so_far = f" So far {beside(arm, other, delta.value)}." if delta else ""
     return (
-        f"The budget ended the training of {arm} after {done}:{so_far} trained to the end it may "
-        "score more."
+        f"The budget ended the training of {arm} after {done}; trained to the end it may score "
+        f"more.{so_far}"
     )
 
 
