@@ -56,7 +56,7 @@ def interval(
     variation at all and would call one row as certain as a thousand: then Wilson's interval with
     one row a cluster, which is wide enough for any scores in [0, 1] with that mean.
     """
-    from scipy import stats
+    from scipy import special
 
     values = np.asarray(scores, dtype=float)
     totals, sizes = _by_cluster(values, clusters)
@@ -66,7 +66,7 @@ def interval(
     residuals = totals - mean * sizes
     flat = bool(np.abs(residuals).max() < _NOISE)
     if flat or (_right_wrong(values) and sizes.max() == 1):
-        z = float(stats.norm.ppf((1 + confidence) / 2))
+        z = float(special.ndtri((1 + confidence) / 2))
         return _wilson(mean, len(sizes), z)
     draws = _bootstrap(totals, sizes, confidence, seed)
     rank = _rank(1 - confidence)
@@ -122,11 +122,11 @@ def smallest_detectable_difference(difference: Difference) -> float:
     2.8 standard errors (1.96 + 0.84: p < 0.05 with 80 % power; Gelman and Hill (2007), section
     20.2), the standard error being read off the interval. An estimate.
     """
-    from scipy import stats
+    from scipy import special
 
-    normal = float(stats.norm.ppf(1 - ALPHA / 2))
+    normal = float(special.ndtri(1 - ALPHA / 2))
     error = (difference.high - difference.low) / (2 * normal)
-    return min(1.0, (normal + float(stats.norm.ppf(POWER))) * error)
+    return min(1.0, (normal + float(special.ndtri(POWER))) * error)
 
 
 def rows_needed(difference: Difference, rows: int, target: float) -> int:
@@ -174,14 +174,14 @@ def _bootstrap(totals: np.ndarray, sizes: np.ndarray, confidence: float, seed: i
       differences are called significant in 6 to 8 % of cases at 20 to 50 clusters; with it in
       5 % (test_statistics.py, test_type_one_error).
     """
-    from scipy import stats
+    from scipy import special
 
     count = len(sizes)
     mean = totals.sum() / sizes.sum()
     squares = (totals - mean * sizes) ** 2
     quantile = (1 + confidence) / 2
     spread = math.sqrt(count / (count - 1) * (1 + squares.max() / squares.sum()))
-    spread *= float(stats.t.ppf(quantile, count - 1) / stats.norm.ppf(quantile))
+    spread *= float(special.stdtrit(count - 1, quantile) / special.ndtri(quantile))
 
     random = np.random.default_rng(seed)
     even = bool((sizes == sizes[0]).all())
@@ -209,20 +209,20 @@ def _mcnemar(won: int, lost: int, n: int) -> Difference:
     share of such rows, excludes 0 exactly where p < 0.05, but takes that share for certain.
     Tango's does not, and excludes 0 wherever the exact test does.
     """
-    from scipy import stats
+    from scipy import special
 
     discordant = won + lost
     share = discordant / n
     coin_low, coin_high = 0.0, 1.0
     if won:
-        coin_low = float(stats.beta.ppf(ALPHA / 2, won, lost + 1))
+        coin_low = float(special.betaincinv(won, lost + 1, ALPHA / 2))
     if lost:
-        coin_high = float(stats.beta.ppf(1 - ALPHA / 2, won + 1, lost))
+        coin_high = float(special.betaincinv(won + 1, lost, 1 - ALPHA / 2))
     return Difference(
         (won - lost) / n,
         min((2 * coin_low - 1) * share, -_tango_high(lost, won, n)),
         max((2 * coin_high - 1) * share, _tango_high(won, lost, n)),
-        min(1.0, 2 * float(stats.binom.cdf(min(won, lost), discordant, 0.5))),
+        min(1.0, 2 * float(special.bdtr(min(won, lost), discordant, 0.5))),
         "exact McNemar",
     )
 
@@ -233,9 +233,9 @@ def _tango_high(won: int, lost: int, n: int) -> float:
     Source: Tango (1998), "Equivalence test and confidence interval for the difference in
     proportions for the paired-sample design".
     """
-    from scipy import optimize, stats
+    from scipy import optimize, special
 
-    z = float(stats.norm.ppf(1 - ALPHA / 2))
+    z = float(special.ndtri(1 - ALPHA / 2))
 
     def beyond(difference: float) -> float:
         # Most likely share of rows that b alone gets right, given the difference.

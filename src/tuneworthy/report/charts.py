@@ -1,34 +1,33 @@
-"""Charts as inline SVG, drawn by Altair; colours are CSS variables, so one SVG has both themes."""
+"""What the charts of a report show."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tuneworthy.report import numbers
+from tuneworthy.report.drawing import ACCENT, BAND, INK, MUTED, Spec, field, layer, plot, svg
 
 ROW_HEIGHT = 34
 LABEL_HEIGHT = 15
 """Pixels; labels of points closer than this are pushed apart."""
 LABEL_WIDTH = 110
 
-# A reader's font may be wider than the one that Vega measured.
-PADDING = {"left": 26, "right": 12, "top": 4, "bottom": 4}
-INK, MUTED, RULE, ACCENT, BAND = (
-    "var(--ink)",
-    "var(--muted)",
-    "var(--rule)",
-    "var(--accent)",
-    "var(--band)",
-)
 SCORE_TITLE = "score, with 95 % interval"
-SHAPES = {"prompting only": "circle", "trained": "diamond"}
+UNTRAINED, TRAINED = "prompting only", "trained"
 ON_DEV, SEALED, FORESEEN = "on dev rows", "on sealed rows", "forecast"
+TRAINING_ROWS, DEV_ROWS = "training rows", "dev rows"
 BY_ROWS = {ON_DEV: (MUTED, "circle"), SEALED: (INK, "diamond"), FORESEEN: (ACCENT, "square")}
+DOT = {"size": 90, "filled": True, "opacity": 1}
+SHAPE: Spec = {
+    "field": "kind",
+    "type": "nominal",
+    "title": None,
+    "scale": {"domain": [UNTRAINED, TRAINED], "range": ["circle", "diamond"]},
+    "legend": {"symbolFillColor": INK, "symbolStrokeColor": INK, "symbolSize": 70},
+}
 
 
 def arms_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) -> str:
@@ -36,8 +35,6 @@ def arms_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) 
 
     `arms` are records of `decision.json`; those without a score are left out. "" if none is left.
     """
-    import altair as alt
-
     points = [
         {**_kind(arm), "value": arm["score"], **_bounds(arm["interval"])}
         for arm in arms
@@ -45,16 +42,16 @@ def arms_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) 
     ]
     if not points:
         return ""
-    x = alt.X(
-        "value:Q",
-        title=SCORE_TITLE,
-        axis=alt.Axis(format=".2f", tickCount=_ticks(width)),
-        scale=alt.Scale(domain=_padded(points), nice=False, zero=False),
+    x = field(
+        "value",
+        SCORE_TITLE,
+        axis={"format": ".2f", "tickCount": _ticks(width)},
+        scale={"domain": _padded(points), "nice": False, "zero": False},
     )
-    chart = _interval_rows(points, x, SCORE_TITLE, adopted, width, numbers.score)
+    chart = _interval_rows(points, x, adopted, width, numbers.score)
     best = max(points, key=lambda point: point["value"])
     desc = "; ".join(f"{p['arm']} {p['value']:.3f}" for p in points)
-    return _svg(chart, "Score of every arm", f"Highest: {best['arm']}. {desc}.")
+    return svg(chart, "Score of every arm", f"Highest: {best['arm']}. {desc}.")
 
 
 def differences_chart(
@@ -65,8 +62,6 @@ def differences_chart(
     width: int,
 ) -> str:
     """SVG of the paired differences to the best untrained arm: line at 0, band of the margin."""
-    import altair as alt
-
     points = [
         {
             **_kind(arm),
@@ -80,26 +75,23 @@ def differences_chart(
         return ""
     title = f"difference to {baseline}, with 95 % interval"
     low, high = _padded(points, include=(-1.4 * margin, 1.4 * margin, 0))
-    x = alt.X(
-        "value:Q",
-        title=title,
-        axis=alt.Axis(format="+.2f", tickCount=_ticks(width)),
-        scale=alt.Scale(domain=[low, high], nice=False),
+    x = field(
+        "value",
+        title,
+        axis={"format": "+.2f", "tickCount": _ticks(width)},
+        scale={"domain": [low, high], "nice": False},
     )
-    frame = {"low": -margin, "high": margin, "zero": 0}
-    band = (
-        alt.Chart(alt.Data(values=[frame]))
-        .mark_rect(color=BAND)
-        .encode(x=alt.X("low:Q", scale=alt.Scale(domain=[low, high])), x2="high:Q")
-    )
-    zero = (
-        alt.Chart(alt.Data(values=[frame]))
-        .mark_rule(color=INK, strokeWidth=1.2)
-        .encode(x=alt.X("zero:Q", scale=alt.Scale(domain=[low, high])))
-    )
-    chart = alt.layer(band, zero, _interval_rows(points, x, title, adopted, width, numbers.signed))
+    frame: Spec = {
+        "data": {"values": [{"low": -margin, "high": margin, "zero": 0}]},
+        "layer": [
+            layer("rect", {"color": BAND}, x=field("low", scale=x["scale"]), x2={"field": "high"}),
+            layer("rule", {"color": INK, "strokeWidth": 1.2}, x=field("zero", scale=x["scale"])),
+        ],
+    }
+    chart = _interval_rows(points, x, adopted, width, numbers.signed)
+    chart["layer"] = [frame, *chart["layer"]]
     desc = "; ".join(f"{p['arm']} {numbers.signed(p['value'])}" for p in points)
-    return _svg(
+    return svg(
         chart,
         f"Paired difference of every arm to {baseline}",
         f"Right of zero is better. The shaded band is the margin of {margin:g}. {desc}.",
@@ -108,8 +100,6 @@ def differences_chart(
 
 def cost_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) -> str:
     """SVG of score against dollars per 1,000 requests; logarithmic if costs differ 20-fold."""
-    import altair as alt
-
     points = [
         {
             **_kind(arm),
@@ -133,35 +123,31 @@ def cost_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) 
     else:
         stop = max(costs) * 1.05 or 1.0
         domain = [0.0, stop * (1 + room)]
-    x_scale = alt.Scale(type="log" if log else "linear", domain=domain, nice=False)
     low, high = _padded(points)
     _push_labels_apart(points, domain, (low, high), (width, height), log)
-    x = alt.X(
-        "cost:Q",
-        title="US dollars per 1,000 requests" + (" (logarithmic)" if log else ""),
-        scale=x_scale,
-        axis=alt.Axis(format="$~g", tickCount=_ticks(width), labelFlush=False),
+    x = field(
+        "cost",
+        "US dollars per 1,000 requests" + (" (logarithmic)" if log else ""),
+        scale={"type": "log" if log else "linear", "domain": domain, "nice": False},
+        axis={"format": "$~g", "tickCount": _ticks(width), "labelFlush": False},
     )
-    y = alt.Y(
-        "value:Q",
-        title=SCORE_TITLE,
-        scale=alt.Scale(domain=[low, high], nice=False, zero=False),
-        axis=alt.Axis(format=".2f", tickCount=5),
+    y = field(
+        "value",
+        SCORE_TITLE,
+        scale={"domain": [low, high], "nice": False, "zero": False},
+        axis={"format": ".2f", "tickCount": 5},
     )
-    color = _emphasis(alt, points, adopted)
-    base = alt.Chart(alt.Data(values=points), width=width, height=height)
-    whiskers = base.mark_rule(color=MUTED, strokeWidth=1).encode(
-        x=x, y=alt.Y("low:Q", title=SCORE_TITLE), y2="high:Q"
-    )
-    dots = base.mark_point(size=90, filled=True, opacity=1).encode(
-        x=x, y=y, color=color, shape=_shape(alt)
-    )
-    labels = base.mark_text(
-        align="left", dx=9, fontSize=12, fontWeight=alt.ExprRef(_bold_if("datum.arm", adopted))
-    ).encode(x=x, y=alt.Y("label_at:Q", title=SCORE_TITLE), text="arm:N", color=color)
+    color = _emphasis(points, adopted)
+    name = {"align": "left", "dx": 9, "fontSize": 12, "fontWeight": _bold_if("datum.arm", adopted)}
+    title, low_y = {"field": "arm", "type": "nominal"}, field("low", SCORE_TITLE)
+    layers = [
+        layer("rule", {"color": MUTED, "strokeWidth": 1}, x=x, y=low_y, y2={"field": "high"}),
+        layer("point", DOT, x=x, y=y, color=color, shape=SHAPE),
+        layer("text", name, x=x, y=field("label_at", SCORE_TITLE), text=title, color=color),
+    ]
     desc = "; ".join(f"{p['arm']} ${p['cost']:.2g}, {p['value']:.3f}" for p in points)
-    return _svg(
-        alt.layer(whiskers, dots, labels),
+    return svg(
+        plot(points, width, height, layers),
         "Cost against quality",
         f"Up is better, left is cheaper. {desc}.",
     )
@@ -178,55 +164,40 @@ def learning_chart(name: str, history: Sequence[dict[str, float]], width: int) -
 
     Logarithmic if losses differ 5-fold: that of weights not trained yet would flatten the rest.
     """
-    import altair as alt
-
     lines: list[dict[str, Any]] = [
         {"step": entry["step"], "loss": entry[key], "line": line}
         for entry in history
-        for key, line in (("loss", "training rows"), ("dev_loss", "dev rows"))
+        for key, line in (("loss", TRAINING_ROWS), ("dev_loss", DEV_ROWS))
         if key in entry and entry[key] is not None
     ]
     if not lines:
         return ""
-    order = ["training rows", "dev rows"]
     losses = [entry["loss"] for entry in lines]
     log = min(losses) > 0 and max(losses) / min(losses) > 5
-    base = alt.Chart(alt.Data(values=lines), width=width, height=200).encode(
-        x=alt.X(
-            "step:Q",
-            title="training step",
-            axis=alt.Axis(tickMinStep=1, format="d", tickCount=_ticks(width)),
-        ),
-        y=alt.Y(
-            "loss:Q",
-            title="loss (nats per token" + (", logarithmic)" if log else ")"),
-            scale=alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False),
-            axis=alt.Axis(
-                format="~g", **{"values": _log_ticks(losses)} if log else {"tickCount": 5}
-            ),
-        ),
+    marks = {"values": _log_ticks(losses)} if log else {"tickCount": 5}
+    x = field(
+        "step", "training step", axis={"tickMinStep": 1, "format": "d", "tickCount": _ticks(width)}
     )
-    legend = alt.Legend(symbolType="stroke", symbolSize=500)
-    strokes = base.mark_line(strokeWidth=1.8).encode(
-        color=alt.Color(
-            "line:N",
-            title=None,
-            scale=alt.Scale(domain=order, range=[MUTED, ACCENT]),
-            legend=legend,
-        ),
-        strokeDash=alt.StrokeDash(
-            "line:N",
-            title=None,
-            scale=alt.Scale(domain=order, range=[[5, 4], [1, 0]]),
-            legend=legend,
-        ),
+    y = field(
+        "loss",
+        "loss (nats per token" + (", logarithmic)" if log else ")"),
+        scale={"type": "log", "nice": False} if log else {"zero": False},
+        axis={"format": "~g", **marks},
     )
-    dots = base.mark_point(filled=True, size=36, opacity=1, color=ACCENT).transform_filter(
-        "datum.line == 'dev rows'"
-    )
-    dev = [entry["loss"] for entry in lines if entry["line"] == "dev rows"]
+    dots = {"filled": True, "size": 36, "opacity": 1, "color": ACCENT}
+    layers = [
+        layer(
+            "line",
+            {"strokeWidth": 1.8},
+            color=_line([MUTED, ACCENT]),
+            strokeDash=_line([[5, 4], [1, 0]]),
+        ),
+        {"transform": [{"filter": f"datum.line == '{DEV_ROWS}'"}], **layer("point", dots)},
+    ]
+    chart = plot(lines, width, 200, layers, x=x, y=y)
+    dev = [entry["loss"] for entry in lines if entry["line"] == DEV_ROWS]
     desc = f"Lowest dev loss {min(dev):.3f}." if dev else "No dev loss was measured."
-    return _svg(alt.layer(strokes, dots), f"Loss while {name} was trained", desc)
+    return svg(chart, f"Loss while {name} was trained", desc)
 
 
 def rows_chart(
@@ -242,52 +213,39 @@ def rows_chart(
     `forecast` is a line of `decision.json`; `rival` the best arm without training and its score.
     "" if there is neither a forecast nor a second point.
     """
-    import altair as alt
-
     points = _by_rows(on_dev, sealed, forecast)
     if len(points) < 2:
         return ""
     rows = [point["rows"] for point in points]
     low, high = _padded(points, include=[rival[1]] if rival else [])
-    x = alt.X(
-        "rows:Q",
-        title="training rows (logarithmic)",
-        scale=alt.Scale(type="log", domain=[min(rows) / 1.25, max(rows) * 1.25], nice=False),
-        axis=alt.Axis(values=sorted(set(rows)), format=",d", grid=False, labelOverlap=True),
+    x = field(
+        "rows",
+        "training rows (logarithmic)",
+        scale={"type": "log", "domain": [min(rows) / 1.25, max(rows) * 1.25], "nice": False},
+        axis={"values": sorted(set(rows)), "format": ",d", "grid": False, "labelOverlap": True},
     )
-    y = alt.Y(
-        "value:Q",
-        title="score",
-        scale=alt.Scale(domain=[max(0.0, low), min(1.0, high)], nice=False),
-        axis=alt.Axis(format=".2f", tickCount=5),
+    y = field(
+        "value",
+        "score",
+        scale={"domain": [max(0.0, low), min(1.0, high)], "nice": False},
+        axis={"format": ".2f", "tickCount": 5},
     )
-    base = alt.Chart(alt.Data(values=points), width=width, height=200).encode(x=x)
-    kinds = list(BY_ROWS)
     colors, shapes = zip(*BY_ROWS.values(), strict=True)
-    how: dict[str, Any] = {"title": None, "legend": alt.Legend(symbolSize=70)}
+    dots = {"filled": True, "size": 80, "opacity": 1, "strokeWidth": 2.2}
+    measured = {"transform": [{"filter": f"datum.what != '{FORESEEN}'"}]}
+    band = {"y": field("low", "score"), "y2": {"field": "high"}}
     layers = [
-        base.transform_filter(f"datum.what != '{FORESEEN}'")
-        .mark_line(color=MUTED, strokeWidth=1.2)
-        .encode(y=y),
-        base.mark_rule(color=ACCENT, strokeWidth=2.2).encode(
-            y=alt.Y("low:Q", title="score"), y2="high:Q"
-        ),
-        base.mark_point(filled=True, size=80, opacity=1, strokeWidth=2.2).encode(
-            y=y,
-            color=alt.Color("what:N", scale=alt.Scale(domain=kinds, range=colors), **how),
-            shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=shapes), **how),
-        ),
+        measured | layer("line", {"color": MUTED, "strokeWidth": 1.2}, x=x, y=y),
+        layer("rule", {"color": ACCENT, "strokeWidth": 2.2}, x=x, **band),
+        layer("point", dots, x=x, y=y, color=_what(colors), shape=_what(shapes)),
     ]
     if rival:
-        level = alt.Chart(alt.Data(values=[{"value": rival[1], "rows": min(rows) / 1.2}]))
-        label = level.mark_text(align="left", dy=-7, fontSize=11, color=INK, text=rival[0])
-        layers += [
-            level.mark_rule(color=INK, strokeDash=[5, 4]).encode(y="value:Q"),
-            label.encode(x=x, y="value:Q"),
-        ]
+        layers += _level(*rival, at=min(rows) / 1.2, x=x)
     desc = "; ".join(f"{p['rows']:,} rows {p['value']:.3f} ({p['what']})" for p in points)
     against = f" {rival[0]}, the best arm without training, has {rival[1]:.3f}." if rival else ""
-    return _svg(alt.layer(*layers), f"Score of {arm} by training rows", f"{desc}.{against}")
+    return svg(
+        plot(points, width, 200, layers), f"Score of {arm} by training rows", f"{desc}.{against}"
+    )
 
 
 def _by_rows(
@@ -305,46 +263,72 @@ def _by_rows(
     return points
 
 
+def _level(name: str, score: float, at: float, x: Spec) -> list[Spec]:
+    """A line right across at the score of one arm, with its name above it."""
+    data = {"data": {"values": [{"value": score, "rows": at}]}}
+    y = field("value")
+    label = {"align": "left", "dy": -7, "fontSize": 11, "color": INK, "text": name}
+    return [
+        data | layer("rule", {"color": INK, "strokeDash": [5, 4]}, y=y),
+        data | layer("text", label, x=x, y=y),
+    ]
+
+
 def _interval_rows(
     points: list[dict[str, Any]],
-    x: Any,
-    title: str,
+    x: Spec,
     adopted: str | None,
     width: int,
     write: Callable[[float], str],
-) -> Any:
+) -> Spec:
     """One row an arm: interval, point, and the number above the point."""
-    import altair as alt
-
     for point in points:
         point["label"] = write(point["value"])
-    y = alt.Y(
-        "arm:N",
-        title=None,
-        sort=[point["arm"] for point in points],
-        axis=alt.Axis(
-            labelFontSize=12,
-            labelFontWeight=alt.ExprRef(_bold_if("datum.value", adopted)),
-            labelPadding=8,
-            labelLimit=160,
-            ticks=False,
-            domain=False,
-            grid=True,
-        ),
-    )
-    base = alt.Chart(alt.Data(values=points), width=width, height=ROW_HEIGHT * len(points)).encode(
-        y=y
-    )
-    color = _emphasis(alt, points, adopted)
-    return alt.layer(
-        base.mark_rule(strokeWidth=2.2).encode(
-            x=alt.X("low:Q", title=title), x2="high:Q", color=color
-        ),
-        base.mark_point(size=90, filled=True, opacity=1).encode(
-            x=x, color=color, shape=_shape(alt)
-        ),
-        base.mark_text(dy=-11, fontSize=11).encode(x=x, text="label:N", color=color),
-    )
+    y: Spec = {
+        "field": "arm",
+        "type": "nominal",
+        "title": None,
+        "sort": [point["arm"] for point in points],
+        "axis": {
+            "labelFontSize": 12,
+            "labelFontWeight": _bold_if("datum.value", adopted),
+            "labelPadding": 8,
+            "labelLimit": 160,
+            "ticks": False,
+            "domain": False,
+            "grid": True,
+        },
+    }
+    color = _emphasis(points, adopted)
+    low, label = field("low", x["title"]), {"field": "label", "type": "nominal"}
+    layers = [
+        layer("rule", {"strokeWidth": 2.2}, x=low, x2={"field": "high"}, y=y, color=color),
+        layer("point", DOT, x=x, y=y, color=color, shape=SHAPE),
+        layer("text", {"dy": -11, "fontSize": 11}, x=x, y=y, color=color, text=label),
+    ]
+    return plot(points, width, ROW_HEIGHT * len(points), layers)
+
+
+def _line(looks: list[Any]) -> Spec:
+    """How the two lines of a training look, training rows first."""
+    return {
+        "field": "line",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": [TRAINING_ROWS, DEV_ROWS], "range": looks},
+        "legend": {"symbolType": "stroke", "symbolSize": 500},
+    }
+
+
+def _what(looks: Sequence[str]) -> Spec:
+    """How points look that were measured on dev, on the sealed rows, or foreseen."""
+    return {
+        "field": "what",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": list(BY_ROWS), "range": looks},
+        "legend": {"symbolSize": 70},
+    }
 
 
 def _ticks(width: int) -> int:
@@ -352,7 +336,7 @@ def _ticks(width: int) -> int:
 
 
 def _kind(arm: dict[str, Any]) -> dict[str, str]:
-    return {"arm": arm["arm"], "kind": "trained" if arm["trained"] else "prompting only"}
+    return {"arm": arm["arm"], "kind": TRAINED if arm["trained"] else UNTRAINED}
 
 
 def _bounds(interval: Sequence[float] | None) -> dict[str, float | None]:
@@ -394,60 +378,12 @@ def _push_labels_apart(
         point["label_at"] = y_domain[1] - top / size[1] * (y_domain[1] - y_domain[0])
 
 
-def _emphasis(alt: Any, points: list[dict[str, Any]], adopted: str | None) -> Any:
+def _emphasis(points: list[dict[str, Any]], adopted: str | None) -> Spec:
     arms = [point["arm"] for point in points]
     colors = [ACCENT if arm == adopted else INK for arm in arms]
-    return alt.Color("arm:N", scale=alt.Scale(domain=arms, range=colors), legend=None)
+    scale = {"domain": arms, "range": colors}
+    return {"field": "arm", "type": "nominal", "scale": scale, "legend": None}
 
 
-def _bold_if(value: str, adopted: str | None) -> str:
-    return f"{value} === {json.dumps(adopted)} ? 'bold' : 'normal'"
-
-
-def _shape(alt: Any) -> Any:
-    return alt.Shape(
-        "kind:N",
-        title=None,
-        scale=alt.Scale(domain=list(SHAPES), range=list(SHAPES.values())),
-        legend=alt.Legend(symbolFillColor=INK, symbolStrokeColor=INK, symbolSize=70),
-    )
-
-
-def _svg(chart: Any, title: str, description: str) -> str:
-    """The chart as an `<svg>` with text alternatives and nothing that is loaded."""
-    import vl_convert
-
-    spec = chart.configure(background="transparent", padding=PADDING).to_dict(validate=False)
-    spec["config"] |= {
-        "view": {"stroke": None},
-        "axis": {
-            "labelColor": MUTED,
-            "titleColor": MUTED,
-            "titleFontWeight": "normal",
-            "titleFontSize": 12,
-            "titlePadding": 8,
-            "labelFontSize": 11,
-            "gridColor": RULE,
-            "domainColor": RULE,
-            "tickColor": RULE,
-        },
-        "legend": {
-            "orient": "top",
-            "labelColor": MUTED,
-            "labelFontSize": 12,
-            "offset": 10,
-            "columnPadding": 28,
-        },
-    }
-    drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
-    opening = re.match(r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", drawn)
-    assert opening, "vl-convert draws one svg"
-    body = drawn[opening.end() :]
-    # One picture with one description: the parts' own labels would be read out one by one.
-    body = re.sub(r' (?:role|aria-[a-z]+|pointer-events|font-family)="[^"]*"', "", body)
-    body = re.sub(r'<path class="(?:background|foreground)"[^>]*/>', "", body)
-    width = opening[1].split()[2]
-    return (
-        f'<svg viewBox="{opening[1]}" style="max-width:{width}px" role="img" fill="none">'
-        f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>{body}"
-    )
+def _bold_if(value: str, adopted: str | None) -> Spec:
+    return {"expr": f"{value} === {json.dumps(adopted)} ? 'bold' : 'normal'"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -72,6 +73,7 @@ def sections(records: RunRecords, rows_at: str) -> dict[str, str]:
     return {name: mended("".join(block(context))).strip() for name, block in page.blocks.items()}
 
 
+@cache
 def template(name: str) -> Any:
     """One of this package's templates, with the filters that it writes numbers with."""
     import jinja2
@@ -240,7 +242,7 @@ def _both(draw: Any, *arguments: Any) -> dict[str, str] | None:
     from markupsafe import Markup
 
     drawn = {name: draw(*arguments, width) for name, width in (("wide", WIDE), ("narrow", NARROW))}
-    # Altair's SVG: texts in it are escaped by the drawer.
+    # Texts in it are escaped by what draws it.
     return {name: Markup(svg) for name, svg in drawn.items()} if drawn["wide"] else None  # noqa: S704
 
 
