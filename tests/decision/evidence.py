@@ -78,4 +78,4 @@ def judged(*arms: ArmEvidence, **changes: Any) -> Decision:
 
 
 def said(decision: Decision) -> str:
-    return " ".join(decision.because)
+    return " ".join([*decision.because, *decision.also, decision.would_change or ""])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.decision.evidence import arm, judged, right
+from tests.decision.evidence import arm, judged, right, said
 from tuneworthy.decision.debt import NAMES
 
 
@@ -108,4 +108,4 @@ def test_a_dev_loss_that_still_falls_at_the_end_is_said(share: float, fires: boo
     )
     [rule] = [rule for rule in decision.rules if rule["rule"] == "trained too short"]
     assert rule["fires"] == fires and f"{share:.0%}".rstrip("%") in rule["said"]
-    assert ("still fell by" in " ".join(decision.because)) == fires
+    assert ("still fell by" in said(decision)) == fires

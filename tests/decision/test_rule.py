@@ -306,8 +306,8 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
         written = json.loads(json.dumps(decision.to_json(), allow_nan=False))
         assert list(written) == [
             "version", "task", "base", "metric", "margin", "requests_per_month",
-            "verdict", "arm", "fine_tune", "because", "arms", "best_untrained", "not_measured",
-            "out_of_time", "smallest_detectable_difference", "rows_needed", "break_even_requests",
+            "verdict", "arm", "fine_tune", "because", "also", "would_change", "arms",
+            "best_untrained", "not_measured", "out_of_time", "smallest_detectable_difference", "rows_needed", "break_even_requests",
             "stopped", "flips", "no_more_seeds", "diagnosis", "forecast", "debt", "rules", "spent",
             "seal",
         ]  # fmt: skip
@@ -334,7 +334,9 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
 def test_every_reason_is_one_sentence_with_a_number() -> None:
     for decision in every_decision():
         assert decision.because
-        for sentence in decision.because:
+        assert (decision.would_change is None) == (decision.verdict != "adopt")
+        change = [decision.would_change] if decision.would_change else []
+        for sentence in (*decision.because, *decision.also, *change):
             assert re.search(r"\d", sentence), sentence
             assert sentence.endswith(".")
             # Names and decimals hold full stops; a new sentence has a space and a capital after.
@@ -346,7 +348,7 @@ def test_estimates_say_so() -> None:
     text = said(judged(*ARMS))
     for estimate in ("a month of 100,000 requests", "times in 5", "paid for itself after"):
         assert estimate in text
-        sentence = next(s for s in judged(*ARMS).because if estimate in s)
+        sentence = next(s for s in (*judged(*ARMS).because, *judged(*ARMS).also) if estimate in s)
         assert "estimated" in sentence
 
 

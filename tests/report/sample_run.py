@@ -398,8 +398,9 @@ def _decision(
             "$0.041 per 1,000 requests against $0.011.",
             "Training has paid for itself after about 3,000 requests (estimate), at 100,000 a "
             "month.",
-            "A trained arm that is worse than this by 0.05 would have turned the verdict.",
         ],
+        "also": [f"0.058 is what this test can tell apart, whatever {HOSTILE} says."],
+        "would_change": "An arm without training within 0.02." if verdict == "adopt" else None,
         "arms": arms,
         "metric": "json",
         "margin": 0.02,

@@ -110,6 +110,8 @@ def test_verdict_numbers_and_accounting_are_in_words(sample, page):
         "Fine-tune: use lora.",
         "Confidence: high.",
         *decision["because"],
+        *decision["also"],
+        f"What would change this: {decision['would_change']}",
         "completions are not labels",
         "1,315 input rows: 1,300 kept (1,000 train, 100 dev, 200 test), 15 dropped, 0 truncated",
         "Opened again after seeing results.",

@@ -40,6 +40,8 @@ def decision(**changes):
             "lora scores 0.954 on 199 sealed test rows, and few-shot, which needs none, "
             "scores 0.895."
         ],
+        "also": ["3 trainings of lora that differ in their seed alone score 0.954, 0.950, 0.948."],
+        "would_change": "An arm without training within 0.02.",
         "arms": [
             arm("system-prompt", 0.421, worse, fit_seconds=0.0, usd_per_1k_requests=0.000123),
             arm("few-shot", 0.895, usd_per_1k_requests=4.1, fit_seconds=7500.0),
@@ -98,10 +100,13 @@ VERDICT  ADOPT lora — fine-tuning is worth it
     scores 0.895.
   - Confidence: high. If training made no difference, a gap this large would
     show up in about 2 tests in 1,000.
+  - What would change this: An arm without training within 0.02.
   - Not measured: rag, no documents
+  - 1 other finding in the report
 
 Report  runs/x/report.html
-Next    The trained weights are in arms/lora/model/ of the run folder."""
+Next    tuneworthy serve answers with it; the trained weights are in
+        arms/lora/model/ of the run folder."""
     )
 
 

@@ -278,11 +278,11 @@ def failed_rows(arm: str, failures: int, rows: int) -> str:
 def would_change(trained: bool, margin: float, train_rows: int, requests: int) -> str:
     if trained:
         return (
-            f"What would change this: an arm without training within {margin:g}, or far fewer than "
+            f"An arm without training within {margin:g}, or far fewer than "
             f"{requests:,} requests a month."
         )
     return (
-        f"What would change this: a trained arm that gains more than {margin:g}, from more than "
+        f"A trained arm that gains more than {margin:g}, from more than "
         f"{train_rows:,} training rows or another base model."
     )
 

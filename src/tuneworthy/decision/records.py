@@ -114,6 +114,11 @@ class Decision:
     arm: str | None
     fine_tune: bool
     because: tuple[str, ...]
+    """What the verdict rests on, and what to know of the arm that it names."""
+    also: tuple[str, ...]
+    """What was found beside."""
+    would_change: str | None
+    """What would make it another verdict; None where none was reached."""
     arms: tuple[ArmResult, ...]
     """Best score first."""
     best_untrained: str | None
@@ -143,6 +148,8 @@ class Decision:
             "arm": self.arm,
             "fine_tune": self.fine_tune,
             "because": list(self.because),
+            "also": list(self.also),
+            "would_change": self.would_change,
             "arms": [arm.to_json() for arm in self.arms],
             "best_untrained": self.best_untrained,
             "not_measured": [{"arm": arm, "reason": why} for arm, why in self.not_measured],

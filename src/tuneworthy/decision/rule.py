@@ -67,7 +67,7 @@ def decide(arms: Sequence[ArmEvidence], terms: Terms, background: Background) ->
         cheapest = min(open_ones, key=lambda arm: arm.month_usd)
         said.append(reasons.pays_anyway(cheapest.name, [arm.name for arm in open_ones]))
         decision = _Court(arms, terms, background).decide(instead=cheapest.name)
-        return replace(decision, because=(*said, *decision.because), flips=tuple(flips))
+        return replace(decision, because=(*decision.because, *said), flips=tuple(flips))
     meanwhile = court.meanwhile()
     return replace(
         decision,
@@ -121,6 +121,7 @@ class _Court:
         self.untrained = [arm for arm in self.measured if not arm.trained]
         self.trained = [arm for arm in self.measured if arm.trained]
         self.because: list[str] = []
+        self.also: list[str] = []
         self.needed: int | None = None
 
     def _judge(self, arms: Sequence[ArmEvidence]) -> list[ArmResult]:
@@ -175,6 +176,8 @@ class _Court:
             arm=chosen.name if chosen else None,
             fine_tune=verdict == "adopt" and chosen is not None and chosen.trained,
             because=tuple(self.because),
+            also=tuple(self.also),
+            would_change=self._would_change(verdict, chosen),
             arms=tuple(self.results),
             best_untrained=self.best_untrained,
             not_measured=self.background.not_measured,
@@ -256,9 +259,9 @@ class _Court:
         return not self.terms.reads_references or arm.evidence.depends_on_prompt(self.terms.seed)
 
     def _adopt_near_best(self, better: Sequence[ArmResult]) -> ArmResult:
-        for arm in better:
+        for number, arm in enumerate(better):
             if arm.score is not None and arm.delta and arm.p_holm is not None:
-                self.because.append(
+                (self.also if number else self.because).append(
                     reasons.better(
                         arm.name,
                         arm.score,
@@ -357,25 +360,24 @@ class _Court:
         rival: ArmResult | None,
         detectable: float | None,
     ) -> int | None:
-        """Add what a reader asks next; the requests at which training has paid for itself."""
+        """Add what a reader asks next; the requests at which training has paid for itself.
+
+        To the reasons what bears on the arm that is named, the rest to what was found beside.
+        """
         paid_back = None
         if detectable is not None and rival and self.best_untrained:
             rows = len(rival.evidence.scored)
-            self.because.append(
-                reasons.detectable(rows, detectable, rival.name, self.best_untrained)
-            )
+            self.also.append(reasons.detectable(rows, detectable, rival.name, self.best_untrained))
         self._say_what_grammar_gives()
         self._say_what_rows_ask_for()
-        self._say_what_seeds_and_probe_showed()
+        self._say_what_seeds_and_probe_showed(chosen)
         if not self.terms.reads_references and self.measured:
             self.because.append(reasons.form_only(len(self.measured[0].evidence.scored)))
         if self.trained and self.untrained:
             paid_back = self._add_break_even(chosen)
         for arm in self.trained:
             if (arm.evidence.still_falling or 0.0) >= STILL_FALLING:
-                self.because.append(
-                    reasons.still_falling(arm.name, arm.evidence.still_falling or 0.0)
-                )
+                self.also.append(reasons.still_falling(arm.name, arm.evidence.still_falling or 0.0))
             few = self.terms.train_rows < SMALL_TRAINING_SET
             if few and arm.delta and arm.delta.value < 0:
                 self.because.append(
@@ -383,18 +385,20 @@ class _Court:
                 )
         for arm in self.results:
             if arm.evidence.failures:
-                self.because.append(
+                (self.because if arm is chosen else self.also).append(
                     reasons.failed_rows(arm.name, arm.evidence.failures, len(arm.evidence.ids))
                 )
-        if verdict == "adopt" and chosen:
+        if verdict == "adopt":
             self._say_cut_short()  # it may be adopted all the same, and still gain
-            terms = self.terms
-            self.because.append(
-                reasons.would_change(
-                    chosen.trained, terms.margin, terms.train_rows, terms.requests_per_month
-                )
-            )
         return paid_back
+
+    def _would_change(self, verdict: Verdict, chosen: ArmResult | None) -> str | None:
+        if verdict != "adopt" or not chosen:
+            return None
+        terms = self.terms
+        return reasons.would_change(
+            chosen.trained, terms.margin, terms.train_rows, terms.requests_per_month
+        )
 
     def _say_what_grammar_gives(self) -> None:
         """Form is why many fine-tune: say how much of it a grammar gives for nothing."""
@@ -409,7 +413,7 @@ class _Court:
             best = self.trained[0]
             left = best.evidence.against(held.evidence, self.terms.seed)
             if left and left.value > 0 and held.name != self.best_untrained:
-                self.because.append(reasons.beyond_form(best.name, held.name, left))
+                self.also.append(reasons.beyond_form(best.name, held.name, left))
 
     def _say_what_rows_ask_for(self) -> None:
         """Fine-tuning to add facts is the classic mistake."""
@@ -417,15 +421,16 @@ class _Court:
         if diagnosis and diagnosis["needs"] != "form":
             self.because.append(reasons.knowledge(diagnosis["knowledge_share"], diagnosis["needs"]))
 
-    def _say_what_seeds_and_probe_showed(self) -> None:
+    def _say_what_seeds_and_probe_showed(self, chosen: ArmResult | None) -> None:
         for arm in self.trained:
             scores = [arm.score, *(other.score for other in arm.evidence.seeds)]
             known = [score for score in scores if score is not None]
             if len(known) > 1:
-                self.because.append(reasons.seeds(arm.name, known))
+                self.also.append(reasons.seeds(arm.name, known))
             lost = arm.evidence.forgotten
             if lost and lost["interval"][1] < 0:
-                self.because.append(reasons.forgot(arm.name, lost))
+                said = self.because if arm is chosen else self.also
+                said.append(reasons.forgot(arm.name, lost))
 
     def _add_break_even(self, chosen: ArmResult | None) -> int | None:
         trained = chosen if chosen and chosen.trained else self.trained[0]

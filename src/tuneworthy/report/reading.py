@@ -61,6 +61,8 @@ def read_run(run: RunFolder) -> RunRecords:
     """Everything the report needs. Raises StorageError without `config.json` or for a torn file."""
     config = read_json(run.config)
     decision = _if_there(run.decision)
+    if decision is not None:  # runs decided before these were told apart lack them
+        decision = {"also": [], "would_change": None, **decision}
     arms = [
         ArmRecords(
             name=name,

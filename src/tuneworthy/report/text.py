@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -60,13 +60,18 @@ def verdict_text(decision: words.Decision, report_path: str) -> Group:
     for reason in decision["because"]:
         lines.append(bullet(reason))
     lines.append(bullet(f"Confidence: {sure.level.lower()}. {sure.why}"))
+    if decision["would_change"]:
+        lines.append(bullet(f"What would change this: {decision['would_change']}"))
     for missing in decision["not_measured"]:
         lines.append(bullet(f"Not measured: {missing['arm']}, {missing['reason']}"))
+    if decision["also"]:
+        found = numbers.plural(len(decision["also"]), "other finding")
+        lines.append(bullet(f"{found} in the report"))
     lines += [
         Text(),
         # A path that is folded can be neither clicked nor copied.
         Text(f"Report  {report_path}", no_wrap=True, overflow="ignore"),
-        Text(f"Next    {words.next_step(decision)}"),
+        _hanging("Next", words.next_step(decision), 7),
     ]
     return Group(*lines)
 
@@ -132,8 +137,13 @@ def _short_seconds(value: float | None) -> str:
 
 
 def bullet(sentence: str) -> Table:
+    return _hanging("-", sentence, 3, justify="right")
+
+
+def _hanging(head: str, sentence: str, width: int, justify: JustifyMethod = "left") -> Table:
+    """A sentence whose lines all begin behind its head."""
     grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=3, justify="right")
+    grid.add_column(width=width, justify=justify)
     grid.add_column()
-    grid.add_row("-", Text(sentence))
+    grid.add_row(head, Text(sentence))
     return grid

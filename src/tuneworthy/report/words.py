@@ -54,8 +54,8 @@ def confidence(decision: Decision) -> Confidence:
             "Moderate", "That training pays holds with every seed; which arm does best does not."
         )
     if decision["flips"]:
-        count = len(decision["flips"])
-        return Confidence("Low", f"{count} other training seeds would have had it otherwise.")
+        seeds = numbers.plural(len(decision["flips"]), "other training seed")
+        return Confidence("Low", f"{seeds} would have had it otherwise.")
     if decision["verdict"] == "inconclusive" and decision["out_of_time"]:
         return Confidence(
             "Low", f"The budget ran out before {', '.join(decision['out_of_time'])} was done."
@@ -170,9 +170,11 @@ def next_step(decision: Decision) -> str:
     """What a person does now, one sentence."""
     arm = decision["arm"]
     if decision["verdict"] == "adopt" and decision["fine_tune"]:
-        return f"The trained weights are in arms/{arm}/model/ of the run folder."
+        where = f"the trained weights are in arms/{arm}/model/ of the run folder"
+        return f"tuneworthy serve answers with it; {where}."
     if decision["verdict"] == "adopt":
-        return f"What {arm} was built from stands in arms/{arm}/fit.json of the run folder."
+        where = f"what it was built from stands in arms/{arm}/fit.json of the run folder"
+        return f"tuneworthy serve answers with it; {where}."
     if decision["flips"]:
         return (
             "Add training rows and decide again; until then seeds decide, and "

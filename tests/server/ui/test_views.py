@@ -182,6 +182,8 @@ def test_a_run_s_pages_say_what_the_report_says(ugly: Path, visiting: Visiting) 
         "Fine-tune: use lora.".replace("-", "‑"),
         "Confidence: high.",
         *decision["because"],
+        *decision["also"],
+        decision["would_change"],
     ):
         assert words in page.text
     assert len(page.find("svg")) >= 6
