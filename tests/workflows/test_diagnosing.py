@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.fakes import projects
 from tuneworthy import store
 from tuneworthy.arms.recipe import FittedRecipe, Recipe
 from tuneworthy.decision.diagnosis import RIGHT, RowDiagnosis
+from tuneworthy.store import RunFolder
 from tuneworthy.workflows import diagnosing
 from tuneworthy.workflows.diagnosing import PROMPTS, ROWS, SAMPLES, TEMPERATURE
 
@@ -64,6 +66,38 @@ def test_each_prompt_has_its_own_examples_the_same_for_all_rows(
     assert 0 < len(missed) < len(found) <= ROWS
     assert [rows for _, rows in sampled] == [len(missed)] * SAMPLES
     assert all(len(row.sampled) == (SAMPLES if row in missed else 0) for row in found)
+
+
+@pytest.mark.parametrize(
+    ("left", "documents", "rows"),
+    [(None, (), ROWS), (-1, (), 0), (720, (), 30), (720, ("a text",), 22), (5000, (), ROWS)],
+)
+def test_a_budget_says_how_many_rows_are_looked_at(
+    tmp_path: Path, left: float | None, documents: tuple[str, ...], rows: int
+) -> None:
+    folder = RunFolder(tmp_path)
+    for arm, seconds, complete in (("few-shot", 200, True), ("rag", 900, False)):
+        figures = {"n": 200} if complete else None
+        record = {"seconds": seconds, "complete": complete, "figures": figures}
+        store.write_json(folder.measured(arm), record)
+    now = 100.0
+    deadline = None if left is None else now + left
+    session: Any = SimpleNamespace(deadline=deadline, folder=folder, documents=documents)
+    assert diagnosing._affordable_rows(session, now) == rows
+
+
+def test_without_time_for_it_the_rest_goes_on(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosing, "SHARE", 1e-9)
+    project = projects.write(
+        project_folder, projects.rows(300), arms=["zero-shot", "lora"], budget="5m"
+    )
+    decision = tw.decide(project)
+    assert decision.record["diagnosis"] is None
+    assert {arm["arm"] for arm in decision.record["arms"]} == {"zero-shot", "lora"}
+    said = [event.get("text") for event in store.read_jsonl(decision.folder / "events.jsonl")]
+    assert "no time to diagnose what the rows ask for" in said
 
 
 @pytest.mark.parametrize(("route", "order"), [(["full"], "full lora"), (["rag"], "lora full")])

@@ -27,8 +27,10 @@ from tuneworthy.decision.diagnosis import (
 from tuneworthy.types import Answer, Example, Failure, Passage
 from tuneworthy.workflows.session import Session
 
-ROWS = 40
-"""Dev rows that are looked at."""
+ROWS, FEWEST_ROWS = 40, 10
+"""Dev rows that are looked at, and how few would tell nothing."""
+SHARE = 0.25
+"""Of what is left of a budget, what the diagnosis may take."""
 PROMPTS, SAMPLES = 4, 2
 """Few-shot prompts with greedy answers, and how many of them also sample once."""
 SHOTS, FIRST_DRAW = 4, 1000
@@ -62,16 +64,33 @@ def diagnosis(session: Session) -> None:
     if session.folder.diagnosis.exists():
         return
     began = time.monotonic()
-    if session.deadline is not None and began > session.deadline:
+    affordable = _affordable_rows(session, began)
+    if affordable < FEWEST_ROWS:
+        session.say("no time to diagnose what the rows ask for")
         return
     session.say("diagnosing what the rows ask for")
     task = session.task("diagnosis")
-    rows = random.Random(session.project.seed).sample(task.dev, min(ROWS, len(task.dev)))
+    rows = random.Random(session.project.seed).sample(task.dev, min(affordable, len(task.dev)))
     found = _Look(session, task, rows).rows()
     record = diagnose(found, documents=bool(session.documents))
     seconds = time.monotonic() - began
     store.write_json(session.folder.diagnosis, {**record, "seconds": seconds})
     session.journal("diagnosed", {key: record[key] for key in ("needs", "knowledge_share")})
+
+
+def _affordable_rows(session: Session, now: float) -> int:
+    """As many dev rows as a share of the budget allows, at the pace of the slowest arm so far."""
+    if session.deadline is None:
+        return ROWS
+    measured = [session.folder.measured(name) for name in session.folder.arms]
+    records = [store.read_json(path) for path in measured if path.exists()]
+    paces = [r["seconds"] / max(1, r["figures"]["n"]) for r in records if r["complete"]]
+    answers = PROMPTS + SAMPLES + (2 if session.documents else 0)
+    a_row = answers * max(paces, default=0.0)
+    share = SHARE * (session.deadline - now)
+    if share <= 0:
+        return 0
+    return min(ROWS, int(share / a_row)) if a_row else ROWS
 
 
 class _Look:
