@@ -348,3 +348,29 @@ def test_a_row_hands_on_its_text_as_it_grows() -> None:
             scheduler.step()
     assert [len(text.split()) for text in texts] == [1, 2, 3]
     assert len(answers[0].split()) == 4 and answers[0].startswith(texts[-1])
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
+def test_tokens_are_drawn_by_their_probability_out_of_the_nucleus(
+    top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "LIKELIEST", 4)  # a nucleus that is looked for twice
+    p_V = torch.softmax(torch.randn(40, generator=torch.Generator().manual_seed(5)), -1)
+    p_V[:2] = 0.0  # what a grammar forbids
+    p_V /= p_V.sum()
+    order = p_V.sort(descending=True)
+    kept = order.values.cumsum(-1) - order.values < top_p  # the fewest that have so much together
+    expected = torch.zeros(40).index_copy(0, order.indices[kept], order.values[kept])
+    expected /= expected.sum()
+    dice, draws = torch.Generator().manual_seed(1), 4000
+    drawn = [generation._draw(p_V, top_p, dice) for _ in range(draws)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=40)
+    assert not counts[expected == 0].any()
+    likely = expected > 0
+    chi2 = ((counts - draws * expected)[likely] ** 2 / (draws * expected[likely])).sum()
+    assert chi2 < 2 * int(likely.sum()) + 12  # 1 in 1,000 or rarer for as many words
+
+
+def test_a_draw_at_the_end_of_the_line_takes_no_forbidden_token() -> None:
+    p_V = torch.tensor([0.0, 1.0, 0.0])
+    assert {generation._draw(p_V, 1.0, torch.Generator().manual_seed(s)) for s in range(50)} == {1}

@@ -35,7 +35,7 @@ from tuneworthy.errors import (
 )
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Failure, Likelihood, Message
-from tuneworthy.workflows import concluding, deciding, measure, session
+from tuneworthy.workflows import budgeting, concluding, measure, session
 
 
 @pytest.fixture
@@ -350,7 +350,7 @@ def test_likelihoods_of_an_endpoint_are_refused_at_once(project: Path) -> None:
 
 
 def test_a_used_up_budget_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deciding, "RESERVE", 1e6)
+    monkeypatch.setattr(budgeting, "RESERVE", 1e6)
     decision = tw.decide(tw.load(project, budget="60s"))
     reasons = {item["arm"]: item["reason"] for item in decision.record["not_measured"]}
     assert "the budget of 60 s" in reasons["lora"]
@@ -392,10 +392,50 @@ def test_arms_without_training_leave_others_their_share_of_a_budget(
     assert len(seen) == 1, "without a budget nothing presses"
 
 
+def openings(run: Path) -> list[str]:
+    """Arms in the order in which they met the sealed rows."""
+    return [opening["arm"] for opening in store.read_json(run / "seal.json")["openings"]]
+
+
+def test_a_budget_measures_what_did_best_on_dev_and_passes_over_what_it_has_no_time_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = ["zero-shot", "system-prompt", "few-shot"]
+    with monkeypatch.context() as hurry:
+        hurry.setattr(budgeting, "_share", lambda session, arm, weight: (weight == 1.0) * 600.0)
+        late = tw.decide(tw.load(project, arms=arms, budget="10m"))
+    assert openings(late.folder) == ["zero-shot", "few-shot"], "nothing to choose, and the best"
+    [left_out] = late.record["not_measured"]
+    assert left_out["arm"] == "system-prompt"
+    level = {
+        arm: np.mean(store.read_json(late.folder / "arms" / arm / "fit.json")["dev_scores"])
+        for arm in arms[1:]
+    }
+    behind = level["few-shot"] - level["system-prompt"]
+    assert f"dev rows it is {behind:.3f} behind few-shot" in left_out["reason"]
+    assert late.record["spent"]["exhaustive_seconds_estimate"] > late.record["spent"]["seconds"]
+
+    fits = {arm: (late.folder / "arms" / arm / "fit.json").read_bytes() for arm in arms}
+    again = tw.decide(tw.load(project, arms=arms, budget="30m"))
+    assert again.folder == late.folder and not again.record["not_measured"]
+    assert openings(late.folder)[2:] == ["system-prompt"]
+    assert fits == {arm: (late.folder / "arms" / arm / "fit.json").read_bytes() for arm in arms}
+
+
+@pytest.mark.parametrize("settings", [{"margin": 0.99}, {"exhaustive": True}])
+def test_no_arm_is_passed_over_within_the_margin_or_where_all_are_asked_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(budgeting, "_share", lambda session, arm, weight: 1e-3)
+    arms = ["zero-shot", "system-prompt", "few-shot"]
+    decision = tw.decide(tw.load(project, arms=arms, budget="10m", **settings))
+    assert not decision.record["not_measured"] and len(openings(decision.folder)) == 3
+
+
 def test_a_choice_that_a_budget_cut_short_is_made_anew_by_a_larger_one(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deciding, "CHOOSING", 1e-9)
+    monkeypatch.setattr(budgeting, "CHOOSING", 1e-9)
     settings = {"arms": ["zero-shot", "few-shot"]}
     first = tw.decide(tw.load(project, budget="10m", **settings))
     fit = store.read_json(first.folder / "arms" / "few-shot" / "fit.json")

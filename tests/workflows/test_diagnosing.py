@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from tuneworthy.arms.recipe import FittedRecipe, Recipe
 from tuneworthy.decision.diagnosis import RIGHT, RowDiagnosis
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows import diagnosing
-from tuneworthy.workflows.diagnosing import PROMPTS, ROWS, SAMPLES, TEMPERATURE
+from tuneworthy.workflows.diagnosing import PROMPTS, ROWS, SAMPLES, SHARE, TEMPERATURE
 
 
 @pytest.fixture
@@ -80,10 +81,25 @@ def test_a_budget_says_how_many_rows_are_looked_at(
         figures = {"n": 200} if complete else None
         record = {"seconds": seconds, "complete": complete, "figures": figures}
         store.write_json(folder.measured(arm), record)
-    now = 100.0
-    deadline = None if left is None else now + left
-    session: Any = SimpleNamespace(deadline=deadline, folder=folder, documents=documents)
-    assert diagnosing._affordable_rows(session, now) == rows
+    session: Any = SimpleNamespace(folder=folder, documents=documents)
+    share = math.inf if left is None else SHARE * left
+    assert diagnosing._affordable_rows(session, share) == rows
+
+
+def test_when_its_time_is_up_no_further_prompts_are_tried(
+    project_folder: Path,
+    looked: tuple[list[Any], list[RowDiagnosis]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, found = looked
+    monkeypatch.setattr(diagnosing, "_affordable_rows", lambda session, seconds: 15)
+    monkeypatch.setattr(diagnosing, "SHARE", 1e-9)
+    arms = ["zero-shot", "lora"]
+    decision = tw.decide(projects.write(project_folder, projects.rows(300), arms=arms, budget="5m"))
+    assert [(temperature, rows) for _, temperature, rows in asked] == [(0.0, 15)]
+    assert all(len(row.greedy) == 1 and not row.sampled for row in found)
+    said = " ".join(decision.record["diagnosis"]["evidence"])
+    assert "prompts with examples: 1, sampled as well: 0" in said
 
 
 def test_without_time_for_it_the_rest_goes_on(

@@ -123,7 +123,7 @@ def diagnose(rows: Sequence[RowDiagnosis], *, documents: bool) -> dict[str, Any]
         "passage_rows": len(pairs),
         "route": _route(needs, documents),
     }
-    return {**found, "evidence": _evidence(found, documents)}
+    return {**found, "evidence": _evidence(found, rows, documents)}
 
 
 def _needs(share: float, given: float | None) -> Needs:
@@ -148,14 +148,14 @@ def _route(needs: Needs, documents: bool) -> list[str]:
     ]
 
 
-def _evidence(found: dict[str, Any], documents: bool) -> list[str]:
+def _evidence(found: dict[str, Any], rows: Sequence[RowDiagnosis], documents: bool) -> list[str]:
     kinds = found["categories"]
     said = [
         f"{percent(found['foreign_words'])} of the content words of {found['rows']} dev completions are "
         "in neither their prompts nor the completions of the training rows most like them.",
-        "Closed-book, with examples in the prompt: "
+        f"Closed-book ({_tried(rows)}): "
         + ", ".join(f"{percent(share)} {kind}" for kind, share in kinds.items())
-        + " (known: right under every prompt; unknown: under none, sampling included).",
+        + " (known: right under every prompt; unknown: under none).",
         f"{percent(found['knowledge_share'])} of the rows ask for facts that the model does not have at "
         "hand: half of their content words are such words, or a number is, and they are not known.",
     ]
@@ -185,6 +185,13 @@ def _evidence(found: dict[str, Any], documents: bool) -> list[str]:
             "answer what it does not know; stop early, or leave those rows out (Gekhman et al. 2024)."
         )
     return said
+
+
+def _tried(rows: Sequence[RowDiagnosis]) -> str:
+    """Under how many prompts: fewer where time was up, no sampling where nothing was missed."""
+    greedy = max(len(row.greedy) for row in rows)
+    sampled = max(len(row.sampled) for row in rows)
+    return f"prompts with examples: {greedy}, sampled as well: {sampled}"
 
 
 def _advice(needs: Needs, documents: bool) -> str:

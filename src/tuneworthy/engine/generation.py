@@ -24,6 +24,9 @@ SHARED_PREFIX_AT_LEAST = 8
 TOGETHER = 8
 """Rows are taken up so many at a time while others run: reading has a price of its own."""
 
+LIKELIEST = 256
+"""Tokens among which a nucleus is looked for first."""
+
 OnText = Callable[[int, Callable[[], str]], None]
 """Called with a row's position and what gives its text so far, for those who want it now."""
 
@@ -319,12 +322,30 @@ def _choose(logits_N_V: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     # Of equals the first, as argmax, which takes four times as long in 16 bits.
     chosen: list[int] = logits_N_V.max(-1).indices.tolist()
     for i, row in enumerate(rows):
-        decoding = row.decoding
-        if decoding.temperature == 0:
-            continue
-        p_V = torch.softmax(logits_N_V[i].float() / decoding.temperature, -1).cpu()
-        ordered_V, index_V = p_V.sort(descending=True)
-        outside_V = ordered_V.cumsum(-1) - ordered_V >= decoding.top_p
-        ordered_V = ordered_V.masked_fill(outside_V, 0.0)
-        chosen[i] = int(index_V[torch.multinomial(ordered_V, 1, generator=row.random)])
+        if row.decoding.temperature > 0:
+            p_V = torch.softmax(logits_N_V[i].float() / row.decoding.temperature, -1).cpu()
+            chosen[i] = _draw(p_V, row.decoding.top_p, row.random)
     return chosen
+
+
+def _draw(p_V: torch.Tensor, top_p: float, random: torch.Generator | None) -> int:
+    """A token by its probability, out of the fewest that have `top_p` of it together.
+
+    By the inverse of the distribution function: to sort a vocabulary for each token, or to draw a
+    number for each of its words, takes longer than the model does.
+    """
+    tokens_K, mass_K = None, p_V.double().cumsum(-1)
+    k = LIKELIEST
+    while top_p < 1 and tokens_K is None:
+        some_K, tokens_K = p_V.topk(min(k, len(p_V)))
+        mass_K = some_K.double().cumsum(-1)
+        nucleus = int((mass_K < top_p).sum()) + 1
+        if nucleus > len(mass_K) and k < len(p_V):
+            k, tokens_K = 8 * k, None  # it is larger than that
+        else:
+            mass_K = mass_K[:nucleus]
+    u = torch.rand(1, generator=random, dtype=torch.float64) * mass_K[-1]
+    # Below the whole, lest rounding takes a token that cannot be said.
+    u = u.minimum(torch.nextafter(mass_K[-1], torch.zeros_like(u)))
+    place = int(torch.searchsorted(mass_K, u, right=True))
+    return place if tokens_K is None else int(tokens_K[place])

@@ -27,11 +27,9 @@ from tuneworthy.errors import StorageError
 from tuneworthy.report import html
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows import learning, spending
+from tuneworthy.workflows.budgeting import OVER_BUDGET
 from tuneworthy.workflows.forgetting import forgotten
 from tuneworthy.workflows.provenance import provenance, refresh
-
-OVER_BUDGET = "the budget"
-"""How the reason begins for which a budget left an arm out."""
 
 
 def decision_from(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from tuneworthy import store
-from tuneworthy.arms import ARMS, Arm, Fitted, Task
+from tuneworthy.arms import ARMS, Arm, Fitted
 from tuneworthy.arms.base import describe_grammar
 from tuneworthy.arms.recipe import FittedRecipe
 from tuneworthy.arms.training import Trained
@@ -17,20 +17,20 @@ from tuneworthy.errors import ProjectError, TrainingDiverged
 from tuneworthy.report import html
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows import learning
-from tuneworthy.workflows.concluding import OVER_BUDGET, cut_short, decision_from, is_measured
-from tuneworthy.workflows.diagnosing import in_order
+from tuneworthy.workflows.budgeting import (
+    dev_scores,
+    hurried,
+    passed_over,
+    too_late,
+    training_deadline,
+)
+from tuneworthy.workflows.concluding import cut_short, decision_from, is_measured
+from tuneworthy.workflows.diagnosing import routed
 from tuneworthy.workflows.forgetting import probe
-from tuneworthy.workflows.measure import PeakMemory, measure
+from tuneworthy.workflows.measure import PeakMemory, is_done, measure
 from tuneworthy.workflows.provenance import write_manifest
 from tuneworthy.workflows.repeating import narrow, repeat
 from tuneworthy.workflows.session import Listener, Session, open_session
-
-TRAINED_WEIGHT = 2
-"""A trained arm's share of what is left of a budget, where an arm without training has 1."""
-CHOOSING = 0.5
-"""Of its share, what an arm without training may take to choose; the rest is for measuring it."""
-RESERVE = 1.3
-"""Before training, so many times the seconds that measuring the arm may take are set aside."""
 
 
 def decide(project: Project, *, listener: Listener | None = None, fresh: bool = False) -> RunFolder:
@@ -47,8 +47,7 @@ def decide(project: Project, *, listener: Listener | None = None, fresh: bool = 
         )
     with open_session(project, listener=listener, fresh=fresh) as session:
         not_measured: list[dict[str, str]] = []
-        for arm in in_order(session):
-            reason = _visit(session, arm)
+        for arm, reason in _visits(session):
             if reason is not None:
                 not_measured.append({"arm": arm.name, "reason": reason})
                 session.journal("skipped", not_measured[-1])
@@ -69,7 +68,7 @@ def look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> lis
     for arm in decision["arms"]:
         wanted = session.project.exhaustive or narrow(arm, session.project.margin)
         if arm["trained"] and wanted:
-            reason = repeat(session, arm["arm"], _training_deadline(session, ARMS[arm["arm"]]))
+            reason = repeat(session, arm["arm"], training_deadline(session, ARMS[arm["arm"]]))
             if reason is not None:
                 session.say(reason)
                 late.append(arm["arm"])
@@ -77,31 +76,72 @@ def look_closer(session: Session, not_measured: Sequence[dict[str, str]]) -> lis
         for arm in decision["arms"]:
             trained = ARMS[arm["arm"]]
             if isinstance(trained, Trained):
-                learning.train_on_all_parts(session, trained, _training_deadline(session, trained))
+                learning.train_on_all_parts(session, trained, training_deadline(session, trained))
     for arm in decision["arms"]:
-        if arm["trained"] and _too_late(session, ARMS[arm["arm"]]) is None:
+        if arm["trained"] and too_late(session, ARMS[arm["arm"]]) is None:
             probe(session, arm["arm"])
     return late
 
 
-def _visit(session: Session, arm: Arm) -> str | None:
-    """Fit and measure an arm unless that is done; why it was not measured, None if it was."""
+def _visits(session: Session) -> Iterator[tuple[Arm, str | None]]:
+    """Every arm as it is done with, and why it was not measured, None if it was.
+
+    Those without training first, then trained ones, as the diagnosis sends the budget to them.
+    """
+    arms = session.asked_for()
+    yield from _without_training(session, [arm for arm in arms if not arm.trained])
+    for arm in routed(session, [arm for arm in arms if arm.trained]):
+        yield arm, _trained(session, arm)
+
+
+def _without_training(session: Session, arms: Sequence[Arm]) -> Iterator[tuple[Arm, str | None]]:
+    """Within a budget all of them choose on dev before those are measured that it has time for,
+    the best first. What has nothing to choose is measured at once.
+    """
+    waiting: dict[Arm, Fitted] = {}
+    for arm in arms:
+        reason = _ahead_of_fitting(session, arm)
+        if reason is not None or is_done(session, arm.name):
+            yield arm, reason
+            continue
+        fitted = fit_arm(session, arm)
+        if session.deadline is not None and dev_scores(session, arm):
+            waiting[arm] = fitted
+        else:
+            measure(session, arm.name, fitted)
+            yield arm, None
+    known = {arm: scores for arm in arms if (scores := dev_scores(session, arm))}
+    ranked = sorted(known, key=lambda arm: -_level(known[arm]))
+    for arm in [arm for arm in ranked if arm in waiting]:
+        reason = too_late(session, arm) or passed_over(session, arm, ranked[0])
+        if reason is None:
+            measure(session, arm.name, waiting[arm])
+        yield arm, reason
+
+
+def _level(scores: Sequence[float | None]) -> float:
+    return statistics.fmean([score for score in scores if score is not None] or [0.0])
+
+
+def _ahead_of_fitting(session: Session, arm: Arm) -> str | None:
+    """Why an arm is not even fitted; an earlier run's work on it is taken up."""
     _take_up(session, arm.name)
     reason = arm.why_not(session.task(arm.name))
     if reason is not None or is_done(session, arm.name):
         return reason
-    reason = _too_late(session, arm)
-    if reason is not None:
+    return too_late(session, arm)
+
+
+def _trained(session: Session, arm: Arm) -> str | None:
+    """Fit and measure a trained arm unless that is done; why it was not measured, None if it was."""
+    reason = _ahead_of_fitting(session, arm)
+    if reason is not None or is_done(session, arm.name):
         return reason
-    if isinstance(arm, Trained) and not session.folder.fit(arm.name).exists():
-        try:
-            reason = _stopped(session, arm)
-        except TrainingDiverged as error:
-            reason = f"{error.what}; {error.hint}"
-        reason = reason or _too_late(session, arm)
-        if reason is not None:
-            return reason
     try:
+        if isinstance(arm, Trained) and not session.folder.fit(arm.name).exists():
+            reason = _stopped(session, arm) or too_late(session, arm)
+            if reason is not None:
+                return reason
         fitted = fit_arm(session, arm)
     except TrainingDiverged as error:
         # The other arms are none the worse for it.
@@ -114,7 +154,7 @@ def _stopped(session: Session, arm: Trained) -> str | None:
     """Why its learning curve says that the arm need not be trained on all rows."""
     if session.project.exhaustive:
         return None
-    return learning.try_on_parts(session, arm, _training_deadline(session, arm))
+    return learning.try_on_parts(session, arm, training_deadline(session, arm))
 
 
 def _take_up(session: Session, arm: str) -> None:
@@ -132,21 +172,13 @@ def _take_up(session: Session, arm: str) -> None:
             path(arm).unlink(missing_ok=True)
 
 
-def is_done(session: Session, arm: str) -> bool:
-    """Whether it is measured, and its likelihoods too where the project asks for them."""
-    if not is_measured(session.folder, arm):
-        return False
-    figures = store.read_json(session.folder.measured(arm))["figures"]
-    return not session.project.likelihood or "likelihood" in figures
-
-
 def fit_arm(session: Session, arm: Arm) -> Fitted:
     """Fit an arm on train and dev, or take it as an interrupted run has left it."""
     record = session.fit_record(arm.name)
     if arm.trained:
-        task = session.task(arm.name, _training_deadline(session, arm))
+        task = session.task(arm.name, training_deadline(session, arm))
     else:
-        task = _hurried(session, arm)
+        task = hurried(session, arm)
     if record is not None:
         return arm.restore(task, record)
     session.journal("fitting", {"arm": arm.name})
@@ -163,52 +195,6 @@ def fit_arm(session: Session, arm: Arm) -> Fitted:
     store.write_json(session.folder.fit(arm.name), record)
     session.journal("fitted", {"arm": arm.name, "why": record["why"], "seconds": record["seconds"]})
     return fit.fitted
-
-
-def _hurried(session: Session, arm: Arm) -> Task:
-    """The task of an arm without training, which leaves the arms after it their share of a budget."""
-    task = session.task(arm.name)
-    if session.deadline is None:
-        return task
-    order = session.asked_for()
-    after = [
-        other
-        for other in (order[order.index(arm) + 1 :] if arm in order else [])
-        if not is_done(session, other.name) and other.why_not(session.task(other.name)) is None
-    ]
-    now = time.monotonic()
-    parts = 1 + sum(TRAINED_WEIGHT if other.trained else 1 for other in after)
-    share = max(0.0, session.deadline - now) / parts
-    return replace(
-        task,
-        deadline=now + CHOOSING * share,
-        row_seconds=(1 - CHOOSING) * share / max(1, len(session.rows.test)),
-    )
-
-
-def _measuring_seconds(session: Session, arm: Arm) -> float:
-    """What measuring an arm may take: as long as the arm with the same prompts, if that is
-    measured, else the longest so far in this run.
-    """
-    paths = [session.folder.measured(name) for name in session.folder.arms]
-    if isinstance(arm, Trained):
-        like = session.folder.measured(arm.carries or "zero-shot")
-        paths = [like] if like.exists() else paths
-    return max((store.read_json(p)["seconds"] for p in paths if p.exists()), default=0.0)
-
-
-def _training_deadline(session: Session, arm: Arm) -> float | None:
-    if session.deadline is None:
-        return None
-    return session.deadline - RESERVE * _measuring_seconds(session, arm)
-
-
-def _too_late(session: Session, arm: Arm) -> str | None:
-    deadline = _training_deadline(session, arm)
-    if deadline is None or time.monotonic() < deadline:
-        return None
-    assert session.project.budget is not None
-    return f"{OVER_BUDGET} of {session.project.budget:.0f} s was used up before it"
 
 
 def finish(

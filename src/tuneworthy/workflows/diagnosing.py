@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tuneworthy import store
@@ -43,61 +44,60 @@ ORACLE_DEPTH = 10
 """Passages found with the answer's own words, among which one that holds it is looked for."""
 
 
-def in_order(session: Session) -> Iterator[Arm]:
-    """The arms asked for: those without training, cheapest first; then trained ones.
+def routed(session: Session, trained: Sequence[Arm]) -> list[Arm]:
+    """Trained arms, after a diagnosis of the rows: those to which it points come first.
 
-    Between them the rows are diagnosed, and trained arms to which that points come before the
-    others: where the budget is short, it goes to these.
+    Where the budget is short, it goes to these.
     """
-    arms = session.asked_for()
-    yield from (arm for arm in arms if not arm.trained)
-    trained = [arm for arm in arms if arm.trained]
     if trained:
         diagnosis(session)
     found = session.folder.diagnosis
     route = store.read_json(found)["route"] if found.exists() else []
-    yield from sorted(trained, key=lambda arm: arm.name not in route)
+    return sorted(trained, key=lambda arm: arm.name not in route)
 
 
 def diagnosis(session: Session) -> None:
     """Write diagnosis.json, unless it is there or the time is up."""
     if session.folder.diagnosis.exists():
         return
-    began = time.monotonic()
-    affordable = _affordable_rows(session, began)
+    began, left = time.monotonic(), math.inf
+    if session.deadline is not None:
+        left = SHARE * (session.deadline - began)
+    affordable = _affordable_rows(session, left)
     if affordable < FEWEST_ROWS:
         session.say("no time to diagnose what the rows ask for")
         return
     session.say("diagnosing what the rows ask for")
     task = session.task("diagnosis")
     rows = random.Random(session.project.seed).sample(task.dev, min(affordable, len(task.dev)))
-    found = _Look(session, task, rows).rows()
+    found = _Look(session, task, rows, began + left).rows()
     record = diagnose(found, documents=bool(session.documents))
     seconds = time.monotonic() - began
     store.write_json(session.folder.diagnosis, {**record, "seconds": seconds})
     session.journal("diagnosed", {key: record[key] for key in ("needs", "knowledge_share")})
 
 
-def _affordable_rows(session: Session, now: float) -> int:
-    """As many dev rows as a share of the budget allows, at the pace of the slowest arm so far."""
-    if session.deadline is None:
-        return ROWS
+def _affordable_rows(session: Session, seconds: float) -> int:
+    """As many dev rows as may be looked at, at the pace of the slowest arm so far."""
+    if seconds <= 0:
+        return 0
     measured = [session.folder.measured(name) for name in session.folder.arms]
     records = [store.read_json(path) for path in measured if path.exists()]
     paces = [r["seconds"] / max(1, r["figures"]["n"]) for r in records if r["complete"]]
     answers = PROMPTS + SAMPLES + (2 if session.documents else 0)
     a_row = answers * max(paces, default=0.0)
-    share = SHARE * (session.deadline - now)
-    if share <= 0:
-        return 0
-    return min(ROWS, int(share / a_row)) if a_row else ROWS
+    return int(min(ROWS, seconds / a_row)) if a_row else ROWS
 
 
 class _Look:
-    """One look at some dev rows."""
+    """One look at some dev rows.
 
-    def __init__(self, session: Session, task: Task, rows: Sequence[Example]) -> None:
-        self.session, self.task, self.sample = session, task, rows
+    From `until` (`time.monotonic()`) on no further prompts are tried: few rows take longer each
+    than many do together, so their number alone does not keep to a budget.
+    """
+
+    def __init__(self, session: Session, task: Task, rows: Sequence[Example], until: float) -> None:
+        self.session, self.task, self.sample, self.until = session, task, rows, until
         self.search = task.kitchen.search() if task.kitchen.search else None
 
     def rows(self) -> list[RowDiagnosis]:
@@ -108,12 +108,12 @@ class _Look:
             for row, few in zip(self.sample, neighbours)
         ]
         everywhere = range(len(self.sample))
-        greedy = self._closed_book(PROMPTS, 0.0, everywhere)
+        holding, retrieved = self._passages()
+        given, bare = self._with_answer_at_hand(holding)
+        greedy = self._closed_book(PROMPTS, 0.0, everywhere, at_least=1)
         # Whether sampling finds what greedy answers do not: no question where one of them is right.
         missed = [i for i in everywhere if not any(score >= RIGHT for score in greedy[i])]
         sampled = self._closed_book(SAMPLES, TEMPERATURE, missed)
-        holding, retrieved = self._passages()
-        given, bare = self._with_answer_at_hand(holding)
         return [
             RowDiagnosis(
                 foreign_words=foreign[i][0],
@@ -129,9 +129,10 @@ class _Look:
         ]
 
     def _closed_book(
-        self, prompts: int, temperature: float, places: Sequence[int]
+        self, prompts: int, temperature: float, places: Sequence[int], at_least: int = 0
     ) -> dict[int, tuple[float, ...]]:
-        """Scores under so many few-shot prompts, by row: examples, and no document.
+        """Scores under so many few-shot prompts, by row: examples, and no document. Under fewer
+        where time is up, but not under fewer than `at_least`.
 
         Every prompt has the same examples for all rows, as in the source; and what all rows share
         is read once.
@@ -139,6 +140,8 @@ class _Look:
         found: dict[int, tuple[float, ...]] = dict.fromkeys(places, ())
         kitchen = self.task.kitchen
         for number in range(prompts if places else 0):
+            if number >= at_least and time.monotonic() > self.until:
+                break
             examples = choose(self.task, "fixed", SHOTS, draw=FIRST_DRAW + number)
             decoding = replace(kitchen.decoding, temperature=temperature, seed=number)
             cook = replace(kitchen, decoding=decoding)

@@ -98,6 +98,15 @@ def measure(session: Session, arm: str, fitted: Fitted, *, reason: str = "final"
     writer.finish(memory.bytes, likelihood)
 
 
+def is_done(session: Session, arm: str) -> bool:
+    """Whether it is measured, and its likelihoods too where the project asks for them."""
+    path = session.folder.measured(arm)
+    record: dict[str, Any] = store.read_json(path) if path.exists() else {}
+    if not record.get("complete"):
+        return False
+    return not session.project.likelihood or "likelihood" in record["figures"]
+
+
 class _Writer:
     """Turns answers into predictions on disk, a second's worth at a time."""
 

@@ -17,7 +17,7 @@ from tuneworthy.report import retuned
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows import concluding, deciding
 from tuneworthy.workflows.diagnosing import diagnosis
-from tuneworthy.workflows.measure import measure
+from tuneworthy.workflows.measure import is_done, measure
 from tuneworthy.workflows.provenance import refresh, write_manifest
 from tuneworthy.workflows.session import Listener, Session, open_session
 
@@ -116,7 +116,7 @@ def _recorded(old: RunFolder, names: list[str], given: Any) -> Any:
 def _visit(session: Session, arm: Arm) -> str | None:
     """Fit and measure an arm unless that is done; why it was not measured, None if it was."""
     reason = arm.why_not(session.task(arm.name))
-    if reason is not None or deciding.is_done(session, arm.name):
+    if reason is not None or is_done(session, arm.name):
         return reason
     if arm.trained:
         diagnosis(session)

@@ -20,8 +20,8 @@ from tuneworthy.evaluation.statistics import interval
 from tuneworthy.store import RunFolder
 from tuneworthy.types import Decoding
 from tuneworthy.workflows.concluding import rebuild
-from tuneworthy.workflows.deciding import fit_arm, is_done
-from tuneworthy.workflows.measure import measure
+from tuneworthy.workflows.deciding import fit_arm
+from tuneworthy.workflows.measure import is_done, measure
 from tuneworthy.workflows.provenance import write_manifest
 from tuneworthy.workflows.session import Listener, Session, longest_answer, open_session
 
