@@ -76,6 +76,19 @@ def test_loss_is_forecast_too() -> None:
     assert expected.interval[0] < expected.predicted < expected.interval[1]
 
 
+def test_how_far_a_fall_of_the_loss_goes_is_known_the_less_the_steeper_it_is() -> None:
+    """As measured: LoRA on the senses of words fell by a third with each doubling, then no more."""
+    steep = forecast([Point(50, 0.719), Point(100, 0.453), Point(200, 0.292)], 400, "loss")
+    flat = forecast([Point(50, 0.841), Point(100, 0.776), Point(200, 0.719)], 400, "loss")
+    assert steep and flat
+    assert steep.predicted < 0.27 and flat.predicted < 0.719, "down, both of them"
+    assert steep.spread > 1.5 * flat.spread
+    assert steep.interval[0] < 0.29 < steep.interval[1]
+    assert flat.interval[0] < 0.658 < flat.interval[1] < 1.3 * flat.interval[0]
+    further = forecast([Point(50, 0.841), Point(100, 0.776)], 400, "loss")
+    assert further and further.spread > flat.spread
+
+
 def test_a_perfect_score_is_no_error() -> None:
     expected = forecast([Point(50, 1.0, 0.01), Point(100, 1.0, 0.01)], 400)
     assert expected and expected.predicted > 0.98 and expected.interval[1] <= 1

@@ -42,12 +42,19 @@ class Law:
     slope_spread: float
     point_spread: float
     """How far a training lies off the line for no other reason than its seed and its rows."""
+    bend: float = 0.0
+    """Share of its slope by which a curve goes on steeper or flatter, for each doubling. A steep
+    fall of the loss comes to a floor, and nothing before that says when.
+    """
 
 
 LAWS: dict[Quantity, Law] = {
     "score": Law(slope=0.4, slope_spread=0.4, point_spread=0.15),
-    "loss": Law(slope=-0.3, slope_spread=0.35, point_spread=0.1),
+    "loss": Law(slope=-0.1, slope_spread=0.05, point_spread=0.05, bend=0.5),
 }
+"""Of the loss: the widest bands among the laws within 1 of the highest log-likelihood for the learning curves
+of the tasks of `benchmarks/decide.py` that are tuned on.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,8 @@ def forecast(
     prior = np.diag([1 / _FLAT, 1 / law.slope_spread**2])
     covariance = np.linalg.inv(prior + design.T @ (design / noise[:, None]))
     pull = prior @ np.array([0.0, law.slope]) + design.T @ (places / noise)
-    mean = float((covariance @ pull)[0])
-    variance = float(covariance[0, 0]) + law.point_spread**2
+    mean, slope = map(float, covariance @ pull)
+    bent = (law.bend * doublings[-1]) ** 2 * (slope**2 + covariance[1, 1])
+    variance = float(covariance[0, 0] + bent) + law.point_spread**2
     _, measuring = _line(Point(rows, _back(mean, of), test_error), of)
     return Forecast(of, rows, mean, math.sqrt(variance + measuring**2))
