@@ -27,7 +27,7 @@ from tuneworthy.workflows.session import Listener, longest_answer
 ANSWERED_ROWS = 32
 """Fewer would not show what many rows in one batch save."""
 PROBE_ROWS = 16
-PROBE_STEPS = 4
+PROBE_STEPS = 10
 PROBE_RATE = 1e-6
 ASSUMED_DISAGREEMENT = 0.25
 """Share of rows on which two arms differ, where nothing is known yet."""
