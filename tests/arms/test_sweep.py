@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.fakes import projects
 from tuneworthy import store
-from tuneworthy.arms import ARMS, Kitchen, Task
+from tuneworthy.arms import ARMS, Kitchen, Task, training
 from tuneworthy.arms.training import LORA_RATES, SWEEP_DEV_ROWS, SWEEP_ROWS, Trained
 from tuneworthy.config import load_project
 from tuneworthy.data import ledger
@@ -81,6 +83,32 @@ def test_the_lowest_rate_is_tried_only_where_the_highest_is_no_better(
     assert rate == best
     assert [settings.learning_rate for settings, _, _ in engine.runs] == tried
     assert len(record["candidates"]) == len(tried)
+
+
+@pytest.mark.parametrize(
+    ("left", "first", "tried"),
+    [
+        (1e6, 2.0, [MIDDLE, HIGH]),
+        (1e-6, 2.0, [MIDDLE]),
+        (None, 2.0, [MIDDLE, HIGH]),
+        (1e-6, math.inf, [MIDDLE, HIGH]),  # a rate at which nothing is learnt is no choice
+    ],
+)
+def test_one_rate_is_all_that_a_short_budget_looks_at(
+    project_folder: Path, left: float | None, first: float, tried: list[float]
+) -> None:
+    engine = Rated(dict(zip(LORA_RATES, (3.0, first, 1.0))))
+    task = task_of(project_folder, engine)
+    deadline = None if left is None else time.monotonic() + 100 + left
+    task = replace(task, deadline=deadline)
+    with pytest.MonkeyPatch.context() as hurry:
+        hurry.setattr(training, "SWEEP_SHARE", 0.25 if left != 1e-6 else 1e-9)
+        arm = ARMS["lora"]
+        assert isinstance(arm, Trained)
+        settings, record = arm.settled(task)
+    assert [run.learning_rate for run, _, _ in engine.runs] == tried
+    assert settings.learning_rate == tried[-1] and record["cut_short"] == (tried == [MIDDLE])
+    assert arm.settled(task)[0] == settings and len(engine.runs) == len(tried), "once a run"
 
 
 def test_short_runs_are_of_few_rows_and_judge_dev_alone(project_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,10 +103,12 @@ def test_when_its_time_is_up_no_further_prompts_are_tried(
     assert "prompts with examples: 1, sampled as well: 0" in said
 
 
+@pytest.mark.parametrize("name", ["SHARE", "training_deadline"])
 def test_without_time_for_it_the_rest_goes_on(
-    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(diagnosing, "SHARE", 1e-9)
+    soon: Any = 1e-9 if name == "SHARE" else lambda session, arm: time.monotonic() + 1e-9
+    monkeypatch.setattr(diagnosing, name, soon)
     project = projects.write(
         project_folder, projects.rows(300), arms=["zero-shot", "lora"], budget="5m"
     )

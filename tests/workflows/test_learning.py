@@ -14,6 +14,7 @@ import pytest
 import tuneworthy as tw
 from tests.fakes import projects
 from tuneworthy import store
+from tuneworthy.arms import training
 from tuneworthy.arms.training import Trained, shuffled
 from tuneworthy.engine.fake import FakeEngine
 from tuneworthy.errors import ProjectError
@@ -147,6 +148,39 @@ def test_parts_are_left_out_where_there_is_time_for_the_whole_alone(
     assert run.predictions("lora").exists()
     said = [event["text"] for event in store.read_jsonl(run.events) if event["kind"] == "note"]
     assert ("lora: no time for parts of the rows beside all of them" in said) != parts
+
+
+def test_a_rate_that_there_was_no_time_to_choose_is_chosen_by_a_larger_budget(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projects.write(project_folder, projects.rows(300), arms=ARMS)
+    with monkeypatch.context() as hurry:
+        hurry.setattr(training, "SWEEP_SHARE", 1e-9)
+        run = RunFolder(tw.decide(tw.load(project_folder, budget="10m")).folder)
+    sweep = run.arm("lora") / "sweep.json"
+    assert len(store.read_json(sweep)["candidates"]) == 1
+    before = run.fit("lora").read_bytes()
+    tw.decide(tw.load(project_folder, budget="10m"))
+    assert run.fit("lora").read_bytes() == before, "the same budget has no more time"
+    again = tw.decide(tw.load(project_folder, budget="20m"))
+    assert again.folder == run.path and len(store.read_json(sweep)["candidates"]) > 1
+    assert "lora" in {arm["arm"] for arm in again.record["arms"]}
+    said = [event["text"] for event in store.read_jsonl(run.events) if event["kind"] == "note"]
+    assert [text for text in said if text.startswith("lora: the budget had no time to choose")]
+
+
+@pytest.mark.parametrize(("budget", "asked"), [("10m", False), ("none", True)])
+def test_a_budget_asks_no_arm_for_dev_answers_that_others_have(
+    project_folder: Path, budget: str, asked: bool
+) -> None:
+    arms = ["zero-shot", "few-shot", "lora"]
+    run = RunFolder(
+        tw.decide(
+            projects.write(project_folder, projects.rows(300), arms=arms, budget=budget)
+        ).folder
+    )
+    assert (run.arm("zero-shot") / "dev.json").exists() == asked
+    assert run.curve("lora").exists()
 
 
 def test_what_a_row_takes_is_read_off_the_sweep_and_then_off_the_last_step(

@@ -11,6 +11,7 @@ from typing import Any
 from tuneworthy import store
 from tuneworthy.arms.base import Fit, Fitted, Task, restore_recipe, scored, ticker
 from tuneworthy.arms.recipe import FittedRecipe, Recipe
+from tuneworthy.engine import launched
 from tuneworthy.errors import TrainingDiverged
 from tuneworthy.types import Example, Prompt, TrainingResult, TrainingSettings, Weights
 
@@ -24,6 +25,8 @@ SWEEP_ROWS, SWEEP_DEV_ROWS = 64, 48
 """More dev rows would take longer than the training that they judge."""
 SWEEP_BATCH_ROWS = 4
 """Small batches give the sweep enough steps to tell rates apart."""
+SWEEP_SHARE = 0.25
+"""Of what is left of a budget for training, what choosing the learning rate may take."""
 BRIEF: dict[str, Any] = {"evaluations_per_epoch": 1, "watch_overfitting": False}
 """Of runs that are to tell one number: evaluating can take longer than training on few rows."""
 
@@ -150,6 +153,7 @@ class Trained:
             rate, candidates = self._sweep(task, first)
             seconds = time.monotonic() - start
             sweep = {"learning_rate": rate, "candidates": candidates, "seconds": seconds}
+            sweep |= {"cut_short": len(candidates) < 2, "budget": task.project.budget}
             if not task.late:  # what the budget cut short is no choice to keep
                 store.write_json(path, sweep)
         return replace(first, learning_rate=sweep["learning_rate"]), sweep
@@ -158,15 +162,22 @@ class Trained:
         """The learning rate with the lowest dev loss after a short run on a few rows.
 
         The middle one and the highest; the lowest only where the highest was no better, for the
-        loss has one valley over the rates.
+        loss has one valley over the rates. The middle one alone where a budget has no time for two.
         """
+        start = time.monotonic()
         low, middle, high = LORA_RATES if self.kind == "adapter" else FULL_RATES
         rows, dev = shuffled(task.train)[:SWEEP_ROWS], shuffled(task.dev)[:SWEEP_DEV_ROWS]
         losses: dict[float, float] = {}
-        candidates = []
+        candidates: list[dict[str, Any]] = []
         for rate in (middle, high, low):
             if rate == low and losses[high] < losses[middle]:
                 break
+            learns = math.isfinite(min(losses.values(), default=math.inf))
+            # Several processes would each go by a clock of its own.
+            if learns and task.deadline is not None and launched() == 1:
+                each = (time.monotonic() - start) / len(candidates)
+                if each * (len(candidates) + 1) > SWEEP_SHARE * (task.deadline - start):
+                    break
             settings = replace(
                 first, learning_rate=rate, epochs=1.0, batch_rows=SWEEP_BATCH_ROWS, **BRIEF
             )

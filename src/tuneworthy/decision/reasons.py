@@ -95,6 +95,13 @@ def no_time(arm: str) -> str:
     return f"The budget was used up before {arm} could be measured, so 0 of its scores are known."
 
 
+def more_time(arms: Sequence[str]) -> str:
+    return (
+        f"A larger budget, with which the run goes on where this one ended, to {' and '.join(arms)}; "
+        "tuneworthy plan estimates what each arm takes."
+    )
+
+
 def stopped(stop: dict[str, Any]) -> str:
     low, high = stop["interval"]
     return (

@@ -393,9 +393,11 @@ class _Court:
         return paid_back
 
     def _would_change(self, verdict: Verdict, chosen: ArmResult | None) -> str | None:
+        terms, late = self.terms, self.background.out_of_time
+        if verdict == "inconclusive" and late:
+            return reasons.more_time(late)
         if verdict != "adopt" or not chosen:
             return None
-        terms = self.terms
         return reasons.would_change(
             chosen.trained, terms.margin, terms.train_rows, terms.requests_per_month
         )

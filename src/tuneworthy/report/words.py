@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from tuneworthy.report import numbers
@@ -181,7 +182,8 @@ def next_step(decision: Decision) -> str:
             f"{arm or 'an arm without training'} does not depend on them."
         )
     if decision["verdict"] == "inconclusive" and decision["out_of_time"]:
-        return "Give it more time, and it continues here: tuneworthy decide --budget 30m"
+        minutes = max(30, math.ceil(2 * decision["spent"]["seconds"] / 60))
+        return f"Give it more time, and it continues here: tuneworthy decide --budget {minutes}m"
     rows = decision["rows_needed"]
     if rows is None:
         return "Add rows to your examples, then: tuneworthy decide"

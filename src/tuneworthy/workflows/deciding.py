@@ -160,12 +160,20 @@ def _stopped(session: Session, arm: Trained) -> str | None:
 def _take_up(session: Session, arm: str) -> None:
     """Take up an arm that an earlier, smaller budget cut short.
 
-    Its training goes on; what was chosen from fewer ways is chosen from all of them.
+    Its training goes on; what was chosen from fewer ways is chosen from all of them, and what was
+    trained at a learning rate that was not chosen is trained anew.
     """
-    record = session.fit_record(arm)
+    record, budget = session.fit_record(arm), session.project.budget
+    sweep = session.folder.arm(arm) / "sweep.json"
+    swept = store.read_json(sweep) if sweep.exists() else {}
+    if swept.get("cut_short") and (budget is None or budget > swept["budget"]):
+        session.say(
+            f"{arm}: the budget had no time to choose the learning rate: it is trained anew"
+        )
+        store.remove(session.folder.arm(arm))
+        return
     if record is None or not (cut_short(record) or record.get("cut_short")):
         return
-    budget = session.project.budget
     if budget is None or budget > record["budget"]:
         session.say(f"{arm} was cut short by its budget before: it goes on")
         for path in (session.folder.fit, session.folder.predictions, session.folder.measured):

@@ -26,12 +26,13 @@ from tuneworthy.decision.diagnosis import (
     holds,
 )
 from tuneworthy.types import Answer, Example, Failure, Passage
+from tuneworthy.workflows.budgeting import training_deadline
 from tuneworthy.workflows.session import Session
 
 ROWS, FEWEST_ROWS = 40, 10
 """Dev rows that are looked at, and how few would tell nothing."""
 SHARE = 0.25
-"""Of what is left of a budget, what the diagnosis may take."""
+"""Of what is left of a budget for training, what the diagnosis may take."""
 PROMPTS, SAMPLES = 4, 2
 """Few-shot prompts with greedy answers, and how many of them also sample once."""
 SHOTS, FIRST_DRAW = 4, 1000
@@ -50,19 +51,21 @@ def routed(session: Session, trained: Sequence[Arm]) -> list[Arm]:
     Where the budget is short, it goes to these.
     """
     if trained:
-        diagnosis(session)
+        diagnosis(session, trained)
     found = session.folder.diagnosis
     route = store.read_json(found)["route"] if found.exists() else []
     return sorted(trained, key=lambda arm: arm.name not in route)
 
 
-def diagnosis(session: Session) -> None:
-    """Write diagnosis.json, unless it is there or the time is up."""
+def diagnosis(session: Session, trained: Sequence[Arm]) -> None:
+    """Write diagnosis.json, unless it is there or the time is up: that of the arms to be trained."""
     if session.folder.diagnosis.exists():
         return
     began, left = time.monotonic(), math.inf
-    if session.deadline is not None:
-        left = SHARE * (session.deadline - began)
+    for arm in trained:
+        deadline = training_deadline(session, arm)
+        if deadline is not None:
+            left = min(left, SHARE * (deadline - began))
     affordable = _affordable_rows(session, left)
     if affordable < FEWEST_ROWS:
         session.say("no time to diagnose what the rows ask for")

@@ -210,17 +210,27 @@ def _judged(
 def best_on_dev(session: Session, but: str) -> tuple[str, Sequence[float | None]] | None:
     """The fitted arm with the highest score on dev, and its scores row by row.
 
-    Compared on the rows of a first look, which all arms have answered; the rest may be None.
+    Compared on the rows of a first look, which all arms have answered; the rest may be None. Where a
+    budget presses, no arm is asked for answers that were not needed to choose, if others have them.
     """
     first, _ = looks(len(session.rows.dev))
-    scored: dict[str, Sequence[float | None]] = {}
-    for name in ARMS:
-        if name != but and session.folder.measured(name).exists():
-            scored[name] = scores_on_dev(session, name)
-    if not scored:
+    names = [name for name in ARMS if name != but and session.folder.measured(name).exists()]
+    if not names:
         return None
+    if session.deadline is not None:
+        names = [name for name in names if _answered_dev(session, name)] or names
+    scored = {name: scores_on_dev(session, name) for name in names}
     name = max(scored, key=lambda n: _mean([scored[n][row] for row in first]))
     return name, scored[name]
+
+
+def _answered_dev(session: Session, name: str) -> bool:
+    record = session.fit_record(name)
+    return bool(record and record.get("dev_scores")) or _dev_file(session, name).exists()
+
+
+def _dev_file(session: Session, name: str) -> Path:
+    return session.folder.arm(name) / "dev.json"
 
 
 def scores_on_dev(session: Session, name: str) -> Sequence[float | None]:
@@ -228,8 +238,7 @@ def scores_on_dev(session: Session, name: str) -> Sequence[float | None]:
 
     Where it answered too few, those of a first look are answered now. None for the others.
     """
-    path = session.folder.arm(name) / "dev.json"
-    record = session.fit_record(name)
+    path, record = _dev_file(session, name), session.fit_record(name)
     assert record
     if record.get("dev_scores"):
         return record["dev_scores"]

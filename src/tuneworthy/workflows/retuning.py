@@ -119,7 +119,7 @@ def _visit(session: Session, arm: Arm) -> str | None:
     if reason is not None or is_done(session, arm.name):
         return reason
     if arm.trained:
-        diagnosis(session)
+        diagnosis(session, [arm])
     try:
         fitted = deciding.fit_arm(session, arm)
     except TrainingDiverged as error:
