@@ -334,7 +334,10 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
 def test_every_reason_is_one_sentence_with_a_number() -> None:
     for decision in every_decision():
         assert decision.because
-        assert (decision.would_change is None) == (decision.verdict != "adopt")
+        open_ends = decision.out_of_time, decision.rows_needed, decision.flips
+        assert (decision.would_change is not None) == (
+            decision.verdict == "adopt" or any(open_ends)
+        )
         change = [decision.would_change] if decision.would_change else []
         for sentence in (*decision.because, *decision.also, *change):
             assert re.search(r"\d", sentence), sentence
@@ -410,6 +413,7 @@ def test_where_seeds_differ_about_the_trained_arm_alone_training_still_pays() ->
     assert (decision.verdict, decision.arm, decision.fine_tune) == ("adopt", "lora", True)
     assert [flip["adopts"] for flip in decision.flips] == ["lora"]
     assert "Training pays with every seed that was tried; which of full, lora" in said(decision)
+    assert decision.would_change and decision.would_change.startswith("An arm without training")
     assert decision.debt and decision.debt["arm"] == "lora"
     late = judged(base, dear, arm("lora", right(150)), no_more_seeds=("lora",))
     assert (late.verdict, late.arm) == ("inconclusive", "few-shot")
@@ -420,6 +424,7 @@ def test_a_narrow_case_without_time_for_other_seeds_is_inconclusive() -> None:
     decision = judged(*arms, no_more_seeds=("lora",))
     assert (decision.verdict, decision.arm) == ("inconclusive", "few-shot")
     assert decision.out_of_time == ("lora",)
+    assert decision.would_change and decision.would_change.startswith("More time for lora: ")
 
 
 def test_what_the_budget_cut_is_said_where_training_pays_all_the_same() -> None:
@@ -430,7 +435,11 @@ def test_what_the_budget_cut_is_said_where_training_pays_all_the_same() -> None:
     assert "before full could be measured" in said(decision)
     whole = judged(arm("few-shot", right(120)), arm("lora", right(160)))
     assert "budget" not in said(whole)
-    undecided = judged(arm("few-shot", right(120)), replace(cut, scores=right(122)))
+    undecided = judged(
+        arm("few-shot", right(120)), replace(cut, scores=right(122)), out_of_time=("full",)
+    )
+    assert undecided.verdict == "inconclusive" and undecided.would_change
+    assert undecided.would_change.startswith("More time for lora and full: ")
     assert said(undecided).count("ended the training of lora") == 1
 
 

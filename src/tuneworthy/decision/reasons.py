@@ -97,9 +97,17 @@ def no_time(arm: str) -> str:
 
 def more_time(arms: Sequence[str]) -> str:
     return (
-        f"A larger budget, with which the run goes on where this one ended, to {' and '.join(arms)}; "
-        "tuneworthy plan estimates what each arm takes."
+        f"More time for {' and '.join(arms)}: with a larger budget the run goes on where this one "
+        "ended (tuneworthy plan estimates what each arm takes)."
     )
+
+
+def more_test_rows(needed: int) -> str:
+    return f"A test set of an estimated {needed:,} rows, which would tell."
+
+
+def steadier() -> str:
+    return "More training rows: with these it is the seed that decides."
 
 
 def stopped(stop: dict[str, Any]) -> str:

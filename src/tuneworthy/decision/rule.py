@@ -75,6 +75,7 @@ def decide(arms: Sequence[ArmEvidence], terms: Terms, background: Background) ->
         arm=meanwhile.name if meanwhile else None,
         fine_tune=False,
         because=(*said, *decision.because),
+        would_change=reasons.steadier() if flips else reasons.more_time(background.no_more_seeds),
         out_of_time=(*decision.out_of_time, *background.no_more_seeds),
         flips=tuple(flips),
     )
@@ -181,10 +182,7 @@ class _Court:
             arms=tuple(self.results),
             best_untrained=self.best_untrained,
             not_measured=self.background.not_measured,
-            out_of_time=(
-                *(arm.name for arm in self.trained if arm.evidence.cut_short),
-                *self.background.out_of_time,
-            ),
+            out_of_time=self._out_of_time(),
             smallest_detectable_difference=detectable,
             break_even_requests=paid_back,
             rows_needed=self.needed,
@@ -392,10 +390,17 @@ class _Court:
             self._say_cut_short()  # it may be adopted all the same, and still gain
         return paid_back
 
+    def _out_of_time(self) -> tuple[str, ...]:
+        """Trained arms that the budget cut short, and those that it kept out."""
+        cut = (arm.name for arm in self.trained if arm.evidence.cut_short)
+        return (*cut, *self.background.out_of_time)
+
     def _would_change(self, verdict: Verdict, chosen: ArmResult | None) -> str | None:
-        terms, late = self.terms, self.background.out_of_time
+        terms, late = self.terms, self._out_of_time()
         if verdict == "inconclusive" and late:
             return reasons.more_time(late)
+        if self.needed:
+            return reasons.more_test_rows(self.needed)
         if verdict != "adopt" or not chosen:
             return None
         return reasons.would_change(
