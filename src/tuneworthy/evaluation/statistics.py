@@ -267,3 +267,10 @@ def _unvarying(value: float, count: int) -> Difference:
         min(1.0, 2 * (1 + abs(value)) ** -count),
         "bound for differences without variation",
     )
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of a mean; where all values are alike, that of one row in as many being another."""
+    n = len(values)
+    spread = float(np.std(values, ddof=1)) if n > 1 else 1.0
+    return max(spread / math.sqrt(max(1, n)), 1 / (n + 2))

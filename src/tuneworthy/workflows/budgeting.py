@@ -6,10 +6,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 from tuneworthy import store
 from tuneworthy.arms import Arm, Task
 from tuneworthy.arms.training import Trained
+from tuneworthy.evaluation.statistics import standard_error
 from tuneworthy.workflows.measure import is_done
 from tuneworthy.workflows.session import Session
 
@@ -38,7 +40,6 @@ def hurried(session: Session, arm: Arm) -> Task:
 
 def _share(session: Session, arm: Arm, weight: float) -> float:
     """Seconds of a budget's rest for a piece of work of an arm, beside arms that are not done."""
-    assert session.deadline is not None
     others = [
         other
         for other in session.asked_for()
@@ -47,7 +48,12 @@ def _share(session: Session, arm: Arm, weight: float) -> float:
         and other.why_not(session.task(other.name)) is None
     ]
     parts = weight + sum(_weight(session, other) for other in others)
-    return max(0.0, session.deadline - time.monotonic()) * weight / parts
+    return _left(session) * weight / parts
+
+
+def _left(session: Session) -> float:
+    assert session.deadline is not None
+    return max(0.0, session.deadline - time.monotonic())
 
 
 def _weight(session: Session, arm: Arm) -> float:
@@ -88,8 +94,10 @@ def too_late(session: Session, arm: Arm) -> str | None:
 
 
 def passed_over(session: Session, arm: Arm, best: Arm) -> str | None:
-    """Why an arm that has chosen is not worth its time: it needs more than its share of what is
-    left of the budget, and is behind the best by more than the margin.
+    """Why an arm that has chosen is not worth its time; None if it is.
+
+    It needs more than its share of what is left of the budget, and a greater part of that than its
+    chance to come within the margin of the best, as far as dev rows tell.
     """
     pairs = [
         (mine, theirs)
@@ -103,9 +111,13 @@ def passed_over(session: Session, arm: Arm, best: Arm) -> str | None:
     pace = sum(candidate["seconds"] for candidate in tried) / max(1, answered)
     seconds = pace * len(session.rows.test)
     behind = statistics.fmean(theirs - mine for mine, theirs in pairs)
-    if seconds <= _share(session, arm, 1 - CHOOSING) or behind <= session.project.margin:
+    error = standard_error([theirs - mine for mine, theirs in pairs])
+    chance = NormalDist(behind, error).cdf(session.project.margin)
+    worth = max(_share(session, arm, 1 - CHOOSING), chance * _left(session))
+    if seconds <= worth:
         return None
     return (
-        f"{OVER_BUDGET} has no {seconds:.0f} s (estimate) for its test rows: on {len(pairs)} dev rows "
-        f"it is {behind:.3f} behind {best.name}"
+        f"{OVER_BUDGET} has no {seconds:.0f} s for its test rows (estimate): on {len(pairs)} dev rows it "
+        f"is {behind:.3f} behind {best.name}, and comes within {session.project.margin:g} of it with a "
+        f"chance of {chance:.2f} (estimate)"
     )

@@ -20,6 +20,7 @@ from tuneworthy.arms.choosing import looks
 from tuneworthy.arms.training import SWEEP_ROWS, Trained
 from tuneworthy.decision.forecast import Forecast, Point, forecast
 from tuneworthy.errors import TrainingDiverged
+from tuneworthy.evaluation.statistics import standard_error
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows.session import Session
 
@@ -359,16 +360,9 @@ def _point(record: Mapping[str, Any], against: Sequence[float | None] | None = N
     ]
     values = [mine for mine, _ in pairs]
     varying = [mine - (other or 0.0) for mine, other in pairs]
-    return Point(record["rows"], _mean(values), _standard_error(varying))
+    return Point(record["rows"], _mean(values), standard_error(varying))
 
 
 def _mean(scores: Sequence[float | None]) -> float:
     known = [score for score in scores if score is not None]
     return statistics.fmean(known) if known else 0.0
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    """Of a mean; where all values are alike, that of one row in as many being another."""
-    n = len(values)
-    spread = statistics.stdev(values) if n > 1 else 1.0
-    return max(spread / math.sqrt(max(1, n)), 1 / (n + 2))
