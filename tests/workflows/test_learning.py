@@ -159,12 +159,14 @@ def test_a_rate_that_there_was_no_time_to_choose_is_chosen_by_a_larger_budget(
         run = RunFolder(tw.decide(tw.load(project_folder, budget="10m")).folder)
     sweep = run.arm("lora") / "sweep.json"
     assert len(store.read_json(sweep)["candidates"]) == 1
+    assert store.read_json(run.fit("lora"))["why"].endswith(training.UNCHOSEN)
     before = run.fit("lora").read_bytes()
     tw.decide(tw.load(project_folder, budget="10m"))
     assert run.fit("lora").read_bytes() == before, "the same budget has no more time"
     again = tw.decide(tw.load(project_folder, budget="20m"))
     assert again.folder == run.path and len(store.read_json(sweep)["candidates"]) > 1
     assert "lora" in {arm["arm"] for arm in again.record["arms"]}
+    assert training.UNCHOSEN not in store.read_json(run.fit("lora"))["why"]
     said = [event["text"] for event in store.read_jsonl(run.events) if event["kind"] == "note"]
     assert [text for text in said if text.startswith("lora: the budget had no time to choose")]
 

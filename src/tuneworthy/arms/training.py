@@ -25,6 +25,7 @@ SWEEP_ROWS, SWEEP_DEV_ROWS = 64, 48
 """More dev rows would take longer than the training that they judge."""
 SWEEP_BATCH_ROWS = 4
 """Small batches give the sweep enough steps to tell rates apart."""
+UNCHOSEN = "; the budget had no time to compare learning rates"
 SWEEP_SHARE = 0.25
 """Of what is left of a budget for training, what choosing the learning rate may take."""
 BRIEF: dict[str, Any] = {"evaluations_per_epoch": 1, "watch_overfitting": False}
@@ -78,7 +79,7 @@ class Trained:
                 **({"prompts": f"as those of {self.carries}"} if self.carries else {}),
             },
             "candidates": sweep["candidates"],
-            "why": self._why(result),
+            "why": self._why(result) + (UNCHOSEN if sweep.get("cut_short") else ""),
             # What a process that was ended before has trained counts too: its checkpoint tells.
             "seconds": sweep["seconds"] + max(time.monotonic() - start, result.seconds),
             "training": {**asdict(result), "history": list(result.history)},

@@ -372,7 +372,7 @@ class _Court:
         if not self.terms.reads_references and self.measured:
             self.because.append(reasons.form_only(len(self.measured[0].evidence.scored)))
         if self.trained and self.untrained:
-            paid_back = self._add_break_even(chosen)
+            paid_back = self._add_break_even(verdict, chosen)
         for arm in self.trained:
             if (arm.evidence.still_falling or 0.0) >= STILL_FALLING:
                 self.also.append(reasons.still_falling(arm.name, arm.evidence.still_falling or 0.0))
@@ -439,7 +439,7 @@ class _Court:
                 said = self.because if arm is chosen else self.also
                 said.append(reasons.forgot(arm.name, lost))
 
-    def _add_break_even(self, chosen: ArmResult | None) -> int | None:
+    def _add_break_even(self, verdict: Verdict, chosen: ArmResult | None) -> int | None:
         trained = chosen if chosen and chosen.trained else self.trained[0]
         untrained = chosen if chosen and not chosen.trained else self.untrained[0]
         ours, theirs = trained.evidence, untrained.evidence
@@ -447,7 +447,7 @@ class _Court:
             ours.fit_usd, ours.usd_per_1k_requests, theirs.fit_usd, theirs.usd_per_1k_requests
         )
         saved = theirs.usd_per_1k_requests - ours.usd_per_1k_requests
-        self.because.append(
+        (self.because if verdict == "adopt" else self.also).append(
             reasons.break_even(trained.name, untrained.name, ours.fit_usd, saved, paid_back)
         )
         return paid_back
