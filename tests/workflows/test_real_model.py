@@ -33,7 +33,7 @@ def test_decide_on_the_real_model(project_folder: Path) -> None:
         "base": "smollm2-135m-instruct",
         "arms": ["zero-shot", "lora"],
         "data__test": 20,
-        "data__dev": 12,
+        "data__dev": 20,
         "data__train": 40,
         "lora": {"learning_rate": 2e-3, "epochs": 2, "rank": 8},
     }
