@@ -59,7 +59,7 @@ def confidence(decision: Decision) -> Confidence:
         return Confidence("Low", f"{seeds} would have had it otherwise.")
     if decision["verdict"] == "inconclusive" and decision["out_of_time"]:
         return Confidence(
-            "Low", f"The budget ran out before {', '.join(decision['out_of_time'])} was done."
+            "Low", f"There was too little time for {' and '.join(decision['out_of_time'])}."
         )
     if decision["verdict"] != "adopt":
         smallest = decision["smallest_detectable_difference"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
@@ -111,16 +110,12 @@ def _without_training(session: Session, arms: Sequence[Arm]) -> Iterator[tuple[A
             measure(session, arm.name, fitted)
             yield arm, None
     known = {arm: scores for arm in arms if (scores := dev_scores(session, arm))}
-    ranked = sorted(known, key=lambda arm: -_level(known[arm]))
+    ranked = sorted(known, key=lambda arm: -learning.mean(known[arm]))
     for arm in [arm for arm in ranked if arm in waiting]:
         reason = too_late(session, arm) or passed_over(session, arm, ranked[0])
         if reason is None:
             measure(session, arm.name, waiting[arm])
         yield arm, reason
-
-
-def _level(scores: Sequence[float | None]) -> float:
-    return statistics.fmean([score for score in scores if score is not None] or [0.0])
 
 
 def _ahead_of_fitting(session: Session, arm: Arm) -> str | None:

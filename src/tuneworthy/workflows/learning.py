@@ -177,7 +177,7 @@ def _judged(
     name, theirs = best
     total, margin = len(session.rows.train), session.project.margin
     expected = forecast([_point(record, theirs) for record in points], total)
-    level, now = _mean(theirs), _point(points[-1], theirs)
+    level, now = mean(theirs), _point(points[-1], theirs)
     shown = f"{arm} on {now.rows} rows: {now.value:.3f} on dev"
     if expected is None and now.value >= level - margin:
         # More rows rarely make it worse: no further part could stop it.
@@ -221,7 +221,7 @@ def best_on_dev(session: Session, but: str) -> tuple[str, Sequence[float | None]
     if session.deadline is not None:
         names = [name for name in names if _answered_dev(session, name)] or names
     scored = {name: scores_on_dev(session, name) for name in names}
-    name = max(scored, key=lambda n: _mean([scored[n][row] for row in first]))
+    name = max(scored, key=lambda n: mean([scored[n][row] for row in first]))
     return name, scored[name]
 
 
@@ -278,7 +278,7 @@ def foreseen(
     the sealed ones, and `loss`, on dev. It is empty where it is not known.
     """
     found = []
-    score = _mean(outcome["scores"]) if outcome else None
+    score = mean(outcome["scores"]) if outcome else None
     came = {"score": score, "loss": outcome.get("loss")}
     for last in range(1, len(steps)):
         found += _forecast_both(arm, steps[: last + 1], train_rows, test_rows, came)
@@ -360,9 +360,9 @@ def _point(record: Mapping[str, Any], against: Sequence[float | None] | None = N
     ]
     values = [mine for mine, _ in pairs]
     varying = [mine - (other or 0.0) for mine, other in pairs]
-    return Point(record["rows"], _mean(values), standard_error(varying))
+    return Point(record["rows"], mean(values), standard_error(varying))
 
 
-def _mean(scores: Sequence[float | None]) -> float:
+def mean(scores: Sequence[float | None]) -> float:
     known = [score for score in scores if score is not None]
     return statistics.fmean(known) if known else 0.0
