@@ -70,7 +70,7 @@ TASKS: dict[str, Task] = {
     "wordnet": Task(also=("few-shot+lora",), settings={"budget": "12m"}),
     "log-lines": Task(also=("few-shot+lora",), settings={"budget": "12m"}),
     "aws-limits": Task(facts=True, settings={"budget": "12m"}),
-    "numpydoc": Task(settings={"budget": "12m"}),
+    "numpydoc": Task(settings={"budget": "20m"}),
 }
 
 
