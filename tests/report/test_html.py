@@ -213,6 +213,14 @@ def test_what_stands_behind_the_verdict_is_shown(tmp_path):
         assert words in text, words
 
 
+def test_what_everything_would_have_taken_may_be_unknown(tmp_path):
+    run = write_sample(tmp_path / "run", rows=30)
+    decision = read_json(run.decision)
+    decision["spent"]["exhaustive_seconds_estimate"] = None
+    write_json(run.decision, decision)
+    assert "how long every arm to its end would take is not known." in Page(render(run)).text
+
+
 def test_an_interrupted_run_says_so(tmp_path):
     parsed = Page(render(write_sample(tmp_path / "run", rows=30, finished=False)))
     assert "This run is not finished." in parsed.text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneworthy import store
 from tuneworthy.arms import ARMS
+from tuneworthy.arms.training import Trained
 from tuneworthy.store import RunFolder
 
 SEEDS = 3
@@ -67,8 +68,9 @@ def seconds(folder: RunFolder) -> float:
 def exhaustive_seconds(folder: RunFolder, asked: Sequence[str], train_rows: int) -> float | None:
     """What training every arm on all rows with three seeds would take, all of them measured.
 
-    An estimate from what was measured: of an arm that was stopped, from its steps. None where an
-    arm was not even tried.
+    An estimate from what was measured: of an arm that was stopped, from its steps; of one that was
+    not trained at all, from the dearest that was, by the length of their rows. None where nothing
+    was trained but should be, or where nothing was measured.
     """
     measured = {
         name: store.read_json(folder.measured(name))["seconds"]
@@ -78,32 +80,56 @@ def exhaustive_seconds(folder: RunFolder, asked: Sequence[str], train_rows: int)
     if not measured:
         return None
     usual = statistics.median(measured.values())
+    trainings = {name: _training(folder, name, train_rows) for name in asked if ARMS[name].trained}
+    tried = {name: found for name, found in trainings.items() if found is not None}
     total = 0.0
     for name in asked:
-        path = folder.fit(name)
-        if not ARMS[name].trained:
-            if not path.exists():
-                continue  # it does not apply
-            total += store.read_json(path)["seconds"] + measured.get(name, usual)
-            continue
-        sweep = folder.arm(name) / "sweep.json"
-        swept = store.read_json(sweep)["seconds"] if sweep.exists() else 0.0
-        training = _training_seconds(folder, name, swept, train_rows)
-        if training is None:
-            return None
-        total += swept + SEEDS * (training + measured.get(name, usual))
+        measuring = measured.get(name, usual)
+        if name in trainings:
+            found = trainings[name] or _like_the_dearest(folder, name, tried)
+            if found is None:
+                return None
+            sweep, training = found
+            total += sweep + SEEDS * (training + measuring)
+        elif folder.fit(name).exists():  # else it does not apply
+            total += float(store.read_json(folder.fit(name))["seconds"]) + measuring
     return total
 
 
-def _training_seconds(folder: RunFolder, name: str, swept: float, train_rows: int) -> float | None:
-    fit = folder.fit(name)
+def _training(folder: RunFolder, name: str, train_rows: int) -> tuple[float, float] | None:
+    """Seconds of choosing an arm's learning rate, and of training it on all rows as planned."""
+    fit, path = folder.fit(name), folder.arm(name) / "sweep.json"
+    sweep = float(store.read_json(path)["seconds"]) if path.exists() else 0.0
     if fit.exists():
         record = store.read_json(fit)
         training = record["training"]
-        seconds = max(0.0, record["seconds"] - swept)
-        return seconds * training["planned_steps"] / max(1, training["steps"])
+        seconds = max(0.0, record["seconds"] - sweep)
+        return sweep, seconds * training["planned_steps"] / max(1, training["steps"])
     steps = store.read_jsonl(folder.curve(name))
     if not steps:
         return None
     last = max(steps, key=lambda step: step["rows"])
-    return float(last["seconds"]) * train_rows / float(last["rows"])
+    return sweep, float(last["seconds"]) * train_rows / float(last["rows"])
+
+
+def _like_the_dearest(
+    folder: RunFolder, name: str, tried: Mapping[str, tuple[float, float]]
+) -> tuple[float, float] | None:
+    """Seconds as of the dearest training that was tried, by how long the rows of both are."""
+    if not tried:
+        return None
+    dearest = max(tried, key=lambda other: sum(tried[other]))
+    mine, theirs = _row_tokens(folder, name), _row_tokens(folder, dearest)
+    if mine is None or theirs is None:
+        return None
+    sweep, training = tried[dearest]
+    return sweep * mine / theirs, training * mine / theirs
+
+
+def _row_tokens(folder: RunFolder, name: str) -> float | None:
+    """Of prompt and answer on average, from the arm without training that has the same prompts."""
+    arm = ARMS[name]
+    like = (arm.carries if isinstance(arm, Trained) else None) or "zero-shot"
+    answers = [r for r in store.read_jsonl(folder.predictions(like)) if r["failure"] is None]
+    counts = [answer["prompt_tokens"] + answer["output_tokens"] for answer in answers]
+    return statistics.fmean(counts) if counts else None
