@@ -433,8 +433,10 @@ def test_what_the_budget_cut_is_said_where_training_pays_all_the_same() -> None:
     assert (decision.verdict, decision.arm) == ("adopt", "lora")
     assert "ended the training of lora after 31 of 92 steps" in said(decision)
     assert "before full could be measured" in said(decision)
+    assert decision.would_change and decision.would_change.startswith("More time for lora and full")
+    assert "; or else an arm without training within 0.02" in decision.would_change
     whole = judged(arm("few-shot", right(120)), arm("lora", right(160)))
-    assert "budget" not in said(whole)
+    assert "budget" not in said(whole) and "More time" not in said(whole)
     undecided = judged(
         arm("few-shot", right(120)), replace(cut, scores=right(122)), out_of_time=("full",)
     )

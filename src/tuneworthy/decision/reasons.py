@@ -290,12 +290,18 @@ def failed_rows(arm: str, failures: int, rows: int) -> str:
     )
 
 
-def would_change(trained: bool, margin: float, train_rows: int, requests: int) -> str:
+def would_change(
+    trained: bool, margin: float, train_rows: int, requests: int, late: Sequence[str] = ()
+) -> str:
+    """`late`: trained arms that the budget cut short or kept out."""
     if trained:
-        return (
-            f"An arm without training within {margin:g}, or far fewer than "
+        change = (
+            f"an arm without training within {margin:g}, or far fewer than "
             f"{requests:,} requests a month."
         )
+        if late:
+            return f"{more_time(late).removesuffix('.')}; or else {change}"
+        return change.capitalize()
     return (
         f"A trained arm that gains more than {margin:g}, from more than "
         f"{train_rows:,} training rows or another base model."

@@ -404,7 +404,7 @@ class _Court:
         if verdict != "adopt" or not chosen:
             return None
         return reasons.would_change(
-            chosen.trained, terms.margin, terms.train_rows, terms.requests_per_month
+            chosen.trained, terms.margin, terms.train_rows, terms.requests_per_month, late
         )
 
     def _say_what_grammar_gives(self) -> None:
