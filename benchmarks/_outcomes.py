@@ -63,7 +63,7 @@ def _reads(arm: Arm) -> bool:
 
 _SIZES = {"data.train": 400, "data.dev": 100, "data.test": 200}
 TASKS: dict[str, Task] = {
-    "home-commands": Task(seen=True, also=("few-shot+lora",), settings={**_SIZES, "budget": "10m"}),
+    "home-commands": Task(seen=True, also=("few-shot+lora",), settings={**_SIZES, "budget": "12m"}),
     "phpdoc": Task(seen=True, settings={**_SIZES, "budget": "12m"}),
     "pokedex": Task(facts=True, seen=True, settings={**_SIZES, "budget": "12m"}),
     "php-summary": Task(settings={"budget": "12m"}),
