@@ -454,10 +454,12 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Its name, with the generation: virtual machines often tell no more than "AMD EPYC"."""
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        told = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+        if "model name" in told and "cpu family" in told:
+            return f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
     return platform.processor() or platform.machine()
 
 
