@@ -116,6 +116,7 @@ def _estimate(
         "arm": arm.name,
         "reason": None,
         "seconds_estimate": seconds,
+        "training_seconds_estimate": training,
         "memory_bytes_estimate": memory.bytes,
         "usd_estimate": cost.fit_usd(seconds, prices),
         "usd_per_1k_requests_estimate": cost.usd_per_1k_requests(per_row, 0.0, 0.0, prices)
