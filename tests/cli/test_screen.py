@@ -83,6 +83,7 @@ def long_run(say: Callable[[dict[str, Any]], None], wait: Callable[[float], None
     for step in range(0, 40, 2):
         wait(70)
         losses = {"loss": 1.5, "dev_loss": 1.25, "step": step, "steps": 40}
+        pace = {"learning_rate": 9e-4, "tokens_per_second": 1080.4, "memory_bytes": 2_489_000_000}
         say(
             {
                 "kind": "training",
@@ -91,6 +92,7 @@ def long_run(say: Callable[[dict[str, Any]], None], wait: Callable[[float], None
                 "done": step,
                 "total": 40,
                 **losses,
+                **pace,
             }
         )
     wait(300)
@@ -139,11 +141,12 @@ def test_every_line_says_what_and_how_long(spoken: list[tuple[float, str]]) -> N
     for line in working:
         assert re.search(r"(zero-shot: measuring|lora: training) \d+/\d+", line)
         if "left" in line:
-            assert re.search(r"about [\d,]+ s left \(estimate\)$", line)
+            assert re.search(r"about \d+ (s|min) left \(estimate\)$", line)
     timed = [line for line in working if "left" in line]
     assert len(timed) > 0.8 * len(working)
     assert any("score so far 0.250" in line for line in timed)
-    assert any("loss 1.500, dev loss 1.250" in line for line in timed)
+    told = "loss 1.500, dev loss 1.250, learning rate 9.0e-04, 1,080 tokens/s, 2.5 GB, about"
+    assert any(told in line for line in timed)
     waiting = [line for moment, line in spoken if moment < 146]
     assert waiting[1].endswith("1,500 rows read; loading smollm2-135m-instruct")
     assert re.match(r"\[\d+ s\] ", waiting[1])
@@ -152,8 +155,8 @@ def test_every_line_says_what_and_how_long(spoken: list[tuple[float, str]]) -> N
 def test_time_left_is_what_is_left(spoken: list[tuple[float, str]]) -> None:
     """40 steps of 35 s; the estimate after step 20 is about 20 of them."""
     [*_, line] = [line for _, line in spoken if "training 20/40" in line]
-    seconds = int(re.search(r"about (\d+) s left", line)[1])  # type: ignore[index]
-    assert seconds == pytest.approx(20 * 35, rel=0.15)
+    minutes = int(re.search(r"about (\d+) min left", line)[1])  # type: ignore[index]
+    assert minutes == pytest.approx(20 * 35 / 60, rel=0.15)
 
 
 def test_on_a_terminal_a_live_table() -> None:

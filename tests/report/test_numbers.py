@@ -49,6 +49,21 @@ def test_seconds(value, text):
     assert numbers.seconds(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.2, "about 0 s"),
+        (99.4, "about 99 s"),
+        (99.6, "about 2 min"),
+        (869, "about 14 min"),
+        (3580, "about 1 h 00 min"),
+        (7500, "about 2 h 05 min"),
+    ],
+)
+def test_time_left(value, text):
+    assert numbers.about(value) == text
+
+
 def test_signed_shows_no_sign_on_what_rounds_to_nothing():
     assert numbers.signed(-0.0001) == "0.000"
     assert numbers.signed(0.12) == "+0.120"

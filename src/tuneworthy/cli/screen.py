@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from tuneworthy.report import numbers
 from tuneworthy.report.progress import Arms
 
 QUIET_SECONDS = 8.0
@@ -131,10 +132,14 @@ class Screen:
             parts.append(f"loss {event['loss']:.3f}")
         if "dev_loss" in event:
             parts.append(f"dev loss {event['dev_loss']:.3f}")
+        if "tokens_per_second" in event:
+            parts.append(f"learning rate {event['learning_rate']:.1e}")
+            parts.append(f"{event['tokens_per_second']:,.0f} tokens/s")
+            parts.append(numbers.memory(event["memory_bytes"]))
         if row["score"] is not None and event["phase"] == "measuring":
             parts.append(f"score so far {row['score']:.3f}")
         if row["seconds_left"] is not None:
-            parts.append(f"about {row['seconds_left']:.0f} s left (estimate)")
+            parts.append(f"{numbers.about(row['seconds_left'])} left (estimate)")
         return ", ".join(parts)
 
     def _say(self, line: str) -> None:

@@ -32,6 +32,7 @@ FILTERS = {
     "count": numbers.count,
     "usd": numbers.usd,
     "seconds": numbers.seconds,
+    "about": numbers.about,
     "memory": numbers.memory,
     "share": numbers.share,
     "plural": numbers.plural,

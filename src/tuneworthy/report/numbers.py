@@ -76,6 +76,14 @@ def seconds(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def about(value: float) -> str:
+    """`about 40 s`, `about 13 min`, `about 2 h 05 min`: time left, as roughly as it is known."""
+    if value < 99.5:
+        return f"about {value:.0f} s"
+    minutes = round(value / 60)
+    return f"about {minutes} min" if minutes < 60 else f"about {seconds(60 * minutes)}"
+
+
 def memory(value: float | None) -> str:
     """`1.2 GB`, in powers of ten."""
     if value is None:

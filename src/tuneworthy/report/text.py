@@ -96,7 +96,7 @@ def partial_table(arms: Sequence[dict[str, Any]]) -> Table:
             f"{arm['done']}{total}",
             numbers.score(arm["score"]) if known else "-",
             _short_interval(arm["interval"]) if known and arm["interval"] else "-",
-            "-" if arm["seconds_left"] is None else f"about {numbers.seconds(arm['seconds_left'])}",
+            "-" if arm["seconds_left"] is None else numbers.about(arm["seconds_left"]),
         )
     return table
 
