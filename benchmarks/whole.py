@@ -100,7 +100,10 @@ def measured(folder: Path) -> tuple[dict[str, Any], str]:
     to_train = estimate["training_seconds_estimate"]
     foreseen = {
         "seconds of training, learning rate included": (to_train, record["seconds"]),
-        f"seconds to answer {TEST_ROWS} rows": (estimate["seconds_estimate"] - to_train, answering),
+        f"seconds to answer {evaluated.said['n']} rows": (
+            estimate["seconds_estimate"] - to_train,
+            answering,
+        ),
         "peak memory, MB": (estimate["memory_bytes_estimate"] / 2**20, trained.bytes / 2**20),
     }
     found = _common.workload(
@@ -126,7 +129,7 @@ def measured(folder: Path) -> tuple[dict[str, Any], str]:
     title = (
         f"whole: tuneworthy train {ARM}, {training['rows']:,} rows, {training['tokens']:,} tokens, "
         f"{training['steps']} steps; dev loss {training['dev_loss_before']:.3f} before and "
-        f"{training['dev_loss']:.3f} after, {evaluated.said['score']:.3f} on {TEST_ROWS} sealed rows"
+        f"{training['dev_loss']:.3f} after, {evaluated.said['score']:.3f} on {evaluated.said['n']} sealed rows"
     )
     compared = [
         [what, f"{before:.0f}", f"{after:.0f}", f"{before / max(after, 1e-3):.0%}"]

@@ -176,9 +176,9 @@ def test_partial_table():
     assert (
         printed(partial_table(arms))
         == """\
-arm       state             rows  score  95 % interval     time left
-────────────────────────────────────────────────────────────────────
-few-shot  answering       90/200  0.700    0.600–0.800  about 12.0 s
-lora      waiting [next]       0      -              -             -
+arm       state             rows  score  95 % interval   time left
+──────────────────────────────────────────────────────────────────
+few-shot  answering       90/200  0.700    0.600–0.800  about 12 s
+lora      waiting [next]       0      -              -           -
 scores so far; time left is an estimate"""
     )

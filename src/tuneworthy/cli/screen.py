@@ -22,6 +22,15 @@ from tuneworthy.report.progress import Arms
 QUIET_SECONDS = 8.0
 """Off a terminal, at most this long without a word."""
 
+TRAINING: dict[str, Callable[[float], str]] = {
+    "loss": "loss {:.3f}".format,
+    "dev_loss": "dev loss {:.3f}".format,
+    "learning_rate": "learning rate {:.1e}".format,
+    "tokens_per_second": "{:,.0f} tokens/s".format,
+    "memory_bytes": numbers.memory,
+}
+"""What a step of training tells, and how it is written."""
+
 # Paths and rows hold brackets and colons that are not meant as markup.
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -128,14 +137,7 @@ class Screen:
     def _ticking(self, event: dict[str, Any]) -> str:
         row = self.arms.rows[event["arm"]]
         parts = [f"{event['arm']}: {event['phase']} {event['done']}/{event['total']}"]
-        if "loss" in event:
-            parts.append(f"loss {event['loss']:.3f}")
-        if "dev_loss" in event:
-            parts.append(f"dev loss {event['dev_loss']:.3f}")
-        if "tokens_per_second" in event:
-            parts.append(f"learning rate {event['learning_rate']:.1e}")
-            parts.append(f"{event['tokens_per_second']:,.0f} tokens/s")
-            parts.append(numbers.memory(event["memory_bytes"]))
+        parts += [write(event[key]) for key, write in TRAINING.items() if key in event]
         if row["score"] is not None and event["phase"] == "measuring":
             parts.append(f"score so far {row['score']:.3f}")
         if row["seconds_left"] is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,6 +33,9 @@ PROBE_STEPS = 10
 PROBE_RATE = 1e-6
 ASSUMED_DISAGREEMENT = 0.25
 """Share of rows on which two arms differ, where nothing is known yet."""
+
+Rates = dict[str, float]
+"""Seconds a row of what was tried, by recipe and the most tokens that were allowed."""
 
 
 def plan(project: Project, *, listener: Listener | None = None) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def plan(project: Project, *, listener: Listener | None = None) -> dict[str, Any
             folder=Path(temporary),
             report=lambda kind, fields: None,
         )
-        rates: list[tuple[Recipe, float]] = []
+        rates: Rates = {}
         estimates = [_estimate(arm, task, len(rows.test), say, rates) for arm in _wanted(project)]
     counted = [e for e in estimates if not e["reason"]]
     n = len(rows.test)
@@ -89,10 +94,7 @@ def _wanted(project: Project) -> list[Arm]:
     return [a for name, a in ARMS.items() if project.arms == "auto" or name in project.arms]
 
 
-def _estimate(
-    arm: Arm, task: Task, test_rows: int, say: Any, rates: list[tuple[Recipe, float]]
-) -> dict[str, Any]:
-    """`rates`: recipes that were tried, and the seconds a row of each."""
+def _estimate(arm: Arm, task: Task, test_rows: int, say: Any, rates: Rates) -> dict[str, Any]:
     engine, prices = task.kitchen.engine, task.project.prices
     documents = task.project.data.documents
     reason = arm.why_not(task) if not (arm.name == "rag" and documents) else None
@@ -101,10 +103,11 @@ def _estimate(
     say(f"probing {arm.name}")
     recipe, dev_rounds = _recipe(arm, task)
     with PeakMemory() as memory:
-        per_row = next((rate for tried, rate in rates if tried == recipe), None)
-        if per_row is None:
-            per_row = _row_seconds(recipe, task)
-            rates.append((recipe, per_row))
+        said = _learnt_tokens(task) if isinstance(arm, Trained) else None
+        probe = json.dumps([recipe.to_json(), said])
+        if probe not in rates:
+            rates[probe] = _row_seconds(recipe, task, said)
+        per_row = rates[probe]
         training = _training_seconds(arm, task) if isinstance(arm, Trained) else 0.0
     if arm.name == "linear":
         per_row = 0.01
@@ -126,9 +129,18 @@ def _estimate(
     }
 
 
-def _row_seconds(recipe: Recipe, task: Task) -> float:
+def _learnt_tokens(task: Task) -> int:
+    """What an arm says that has learnt to stop: as much as the completions do, on average."""
+    count = task.kitchen.engine.count
+    lengths = [count(e.prompt, e.completion) - count(e.prompt) for e in task.dev]
+    return min(task.kitchen.decoding.max_tokens, math.ceil(sum(lengths) / len(lengths)))
+
+
+def _row_seconds(recipe: Recipe, task: Task, max_tokens: int | None) -> float:
     prompts = [example.prompt for example in task.dev[:ANSWERED_ROWS]]
-    fitted = FittedRecipe(recipe, task.kitchen)
+    decoding = task.kitchen.decoding
+    decoding = replace(decoding, max_tokens=max_tokens or decoding.max_tokens)
+    fitted = FittedRecipe(recipe, replace(task.kitchen, decoding=decoding))
     fitted.answer(prompts[:1])  # opens the model, and reads what all begin with
     start = time.monotonic()
     fitted.answer(prompts)
