@@ -17,7 +17,7 @@ from typing import Any
 import _common
 from _common import BENCHMARKS, ContenderFailed, Event, Progress, workspace
 from _screening import Variant, finalists, screen
-from _workloads import DEV_ROWS, WORKLOADS, Row, Workload, open_rows, write
+from _workloads import WORKLOADS, Row, Workload, open_rows, write
 
 OURS = "tuneworthy"
 OWN_PACKAGES = ("tuneworthy", "torch", "transformers", "peft")
@@ -27,8 +27,11 @@ ARRANGEMENTS = ("grouped", "packed")
 LEARNING_RATE = 1e-3
 SCREEN_TOKENS = 2_500
 DEV_EVERY = 2
-FEW_ROWS = 4
-"""Dev rows of a run that only measures speed: the clock stands still while it evaluates."""
+LOSS_STEPS = 8
+"""Of a run to a loss, whatever the speed was measured on."""
+FEW_ROWS, FEWER_DEV_ROWS = 4, 16
+"""Dev rows of a run that only measures speed, and of one to a loss where rows are long: the clock
+stands still while it evaluates."""
 LIMIT_SECONDS = 300.0
 """Of training, after which the peer is not waited for to reach a loss."""
 START_SLACK = 0.03
@@ -153,10 +156,8 @@ class Bench:
         _check_rows({OURS: ours, **peers}, split["train"])
         self._speed(name, workload, split["train"], ours, peers, screened)
         self._memory(name, ours, peers)
-        if name == "short":
-            job |= {"evaluations": max(1, steps // DEV_EVERY), "dev_rows": DEV_ROWS}
-            best = max(measured, key=lambda v: measured[v].rate, default=None)
-            self._to_loss(name, job, steps, best)
+        best = max(measured, key=lambda v: measured[v].rate, default=None)
+        self._to_loss(name, job, 2 if self.quick else LOSS_STEPS, best)
 
     def _ours(self, piece: str, job: dict[str, Any]) -> Run:
         return self._run(piece, Path(sys.executable), BENCHMARKS / "_train_ours.py", job)
@@ -287,6 +288,12 @@ class Bench:
 
     def _to_loss(self, name: str, job: dict[str, Any], steps: int, best: Variant | None) -> None:
         """Seconds of training to the dev loss that ours has after half of its steps."""
+        split = self.rows.split(name, steps)
+        dev = split["dev"] if name == "short" else split["dev"][:FEWER_DEV_ROWS]
+        path = workspace() / "rows" / f"{name}-to-loss.json"
+        write(path, {**split, "dev": dev})
+        job = {**job, "rows": str(path), "dev_rows": len(dev)}
+        job["evaluations"] = max(1, steps // DEV_EVERY)
         ours = self._ours(f"{name} to a loss ours", job)
         half = ours.evaluations[: max(1, len(ours.evaluations) // 2)]
         target = half[-1][1]
@@ -362,8 +369,8 @@ def planned(names: Sequence[str], quick: bool, peers: bool) -> dict[str, float]:
         tokens = steps * workload.batch_rows * row_tokens[name]
         pieces[f"{name} ours"] = START_SECONDS + tokens / OUR_RATE
         pieces[f"{name} ours again"] = START_SECONDS + tokens / OUR_RATE
-        if name == "short":
-            pieces[f"{name} to a loss ours"] = 2 * START_SECONDS + tokens / OUR_RATE
+        to_loss = (2 if quick else LOSS_STEPS) * workload.batch_rows * row_tokens[name]
+        pieces[f"{name} to a loss ours"] = 2 * START_SECONDS + to_loss / OUR_RATE
         if not peers:
             continue
         for trial in range(3 if quick else 10):
@@ -371,8 +378,9 @@ def planned(names: Sequence[str], quick: bool, peers: bool) -> dict[str, float]:
             pieces[f"{name} screening {trial + 1}"] = START_SECONDS + screened / PEER_RATE
         for contender in range(1 if quick else 2):
             pieces[f"{name} peer {contender + 1}"] = START_SECONDS + tokens / PEER_RATE
-        if name == "short":
-            pieces[f"{name} to a loss peer"] = 2 * START_SECONDS + tokens / PEER_RATE
+        pieces[f"{name} to a loss peer"] = 2 * START_SECONDS + min(
+            LIMIT_SECONDS, to_loss / PEER_RATE
+        )
     return pieces
 
 
