@@ -38,6 +38,10 @@ def _loopback_only(self: socket.socket, address: Any) -> None:
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("home")
+    # Compiled once for this very processor and source, and not again for each home.
+    (home / "tuneworthy").mkdir()
+    (_MODELS / "kernels").mkdir(parents=True, exist_ok=True)
+    (home / "tuneworthy" / "kernels").symlink_to(_MODELS / "kernels")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TUNEWORTHY_HOME", str(home / "tuneworthy"))
     monkeypatch.setattr(socket.socket, "connect", _loopback_only)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.fakes import tiny
-from tuneworthy.engine import generation, layers, runner, slots
+from tuneworthy.engine import generation, layers, runner, slots, stepping
 from tuneworthy.engine.beside import Adapter
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import Plain, Quick, opened
@@ -94,7 +94,7 @@ def test_rows_that_outgrow_their_pool_go_on_in_another(
 
 
 def test_a_pool_grows_once_for_all_rows_that_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows_in = Slots(Shape(1, 1, 4), torch.float32, torch.device("cpu"))
+    rows_in = Slots(Shape(1, 2, 1, 4), torch.float32, torch.device("cpu"))
     grown: list[int] = []
     grow = Pool.grow
 
@@ -112,7 +112,7 @@ def test_a_pool_grows_once_for_all_rows_that_come(monkeypatch: pytest.MonkeyPatc
 
 
 def test_rows_move_up_while_the_pool_that_they_go_to_is_left_by_others() -> None:
-    rows_in = Slots(Shape(1, 1, 1), torch.float32, torch.device("cpu"))
+    rows_in = Slots(Shape(1, 1, 1, 1), torch.float32, torch.device("cpu"))
     rows = rows_in.add([380, 120, 121])
     for row in rows:
         pool, line = rows_in.places[row]
@@ -127,7 +127,7 @@ def test_rows_move_up_while_the_pool_that_they_go_to_is_left_by_others() -> None
 
 
 def test_a_beginning_that_is_kept_does_not_keep_its_pool() -> None:
-    rows_in = Slots(Shape(2, 3, 4), torch.float32, torch.device("cpu"))
+    rows_in = Slots(Shape(2, 6, 3, 4), torch.float32, torch.device("cpu"))
     rows_in.add([24])
     for kept in rows_in.kept(0):
         assert kept.shape == (2, 3, 24, 4)
@@ -148,7 +148,8 @@ def test_layers_that_are_wrong_give_way(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.undo()
     with opened(tiny.model()) as running:
         assert isinstance(running, Quick) and running.packed.replaced["attention blocks"] == 2
-    monkeypatch.setattr(runner.Stepping, "attend", lambda self, query, *args: query)
+    for way in (stepping.Eager, stepping.Compiled):
+        monkeypatch.setattr(way, "attend", lambda self, query, *args: query)
     with opened(tiny.model()) as running:
         assert isinstance(running, Plain)
 

@@ -58,6 +58,7 @@ _GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": True}),
     "llama untied": ("Llama", {"tie_word_embeddings": False}),
+    "llama wide": ("Llama", {"head_dim": 32, "attention_bias": True}),
     "llama biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16, "attention_bias": True}),

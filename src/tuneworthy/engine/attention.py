@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tuneworthy.engine.kernels import Kernels, Rotary
 from tuneworthy.engine.packing import Group, Pack
 
 NAME = "tuneworthy"
@@ -61,7 +62,9 @@ class Plan:
         device: torch.device,
         *,
         cached: bool = False,
+        kernels: Kernels | None = None,
     ) -> None:
+        self.kernels = kernels
         self.tokens, self.heads, self.kv_heads = pack.tokens, heads, kv_heads
         self.prefix, self.window, self.device = pack.prefix, window, device
         self.answered = pack.prefix if cached else 0
@@ -133,10 +136,6 @@ class Plan:
         return mask_B_S.masked_fill(hidden_B_S, float("-inf"))[:, masked_from:], masked_from
 
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines (T, D) that queries and keys are still to be turned by."""
-
-
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
     """What attention is like in one layer. `window`: how many tokens back one sees, itself one of
@@ -171,9 +170,15 @@ class Plans:
     """A pack's plans by attention window, handed to every layer as `pack=`."""
 
     def __init__(
-        self, pack: Pack, config: Any, device: torch.device, *, cached: bool = False
+        self,
+        pack: Pack,
+        config: Any,
+        device: torch.device,
+        *,
+        cached: bool = False,
+        kernels: Kernels | None = None,
     ) -> None:
-        self._pack, self._device, self._cached = pack, device, cached
+        self._pack, self._device, self._cached, self.kernels = pack, device, cached, kernels
         self._heads = config.num_attention_heads
         self._kv_heads = getattr(config, "num_key_value_heads", None) or self._heads
         self._plans: dict[int | None, Plan] = {}
@@ -189,6 +194,7 @@ class Plans:
                 window,
                 self._device,
                 cached=self._cached,
+                kernels=self.kernels,
             )
         return self._plans[window]
 
@@ -210,12 +216,16 @@ class Plans:
         return output
 
 
-def rotated(x_T_H_D: torch.Tensor, cos: Any, sin: Any, scale: float = 1.0) -> torch.Tensor:
+def rotated(
+    x_T_H_D: torch.Tensor, cos: Any, sin: Any, scale: float = 1.0, kernels: Kernels | None = None
+) -> torch.Tensor:
     """Flat lines of x × scale after the rotary embedding; `cos` None if it is already applied."""
     tokens, heads, width = x_T_H_D.shape
     flat = x_T_H_D.new_empty(tokens * heads + 1, width)
     out = flat[:-1].view(tokens, heads, width)
-    if cos is None:
+    if kernels and (cos is None or cos.dtype == x_T_H_D.dtype):
+        kernels.turn(x_T_H_D, None if cos is None else (cos, sin), scale, out)
+    elif cos is None:
         torch.mul(x_T_H_D, scale, out=out)
     else:
         half = width // 2
@@ -228,10 +238,14 @@ def rotated(x_T_H_D: torch.Tensor, cos: Any, sin: Any, scale: float = 1.0) -> to
 
 
 def _weights(
-    queries: torch.Tensor, keys: torch.Tensor, tile: _Tile, softcap: float | None
+    queries: torch.Tensor, keys: torch.Tensor, tile: _Tile, softcap: float | None, plan: Plan
 ) -> torch.Tensor:
     """Attention weights of a tile, (KV × rows, heads per KV × B, S)."""
     scores = torch.bmm(queries, keys[:, : tile.keys].transpose(1, 2))
+    if plan.kernels:
+        by_block = scores.view(-1, tile.mask_B_S.shape[0], tile.keys)
+        plan.kernels.weights(by_block, plan.window, softcap)
+        return scores
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     block = tile.mask_B_S.shape[0]
@@ -258,7 +272,7 @@ def attended(
         values = flat_v.index_select(0, group.keys).view(batch, -1, width)
         for tile in group.tiles:
             queries = flat_q.index_select(0, tile.index).view(batch, tile.queries, width)
-            weights = _weights(queries, keys, tile, softcap)
+            weights = _weights(queries, keys, tile, softcap, plan)
             outputs.append(torch.bmm(weights, values[:, : tile.keys]).view(-1, width))
             if keep:
                 kept.append(weights)
@@ -311,7 +325,7 @@ class PackedAttention(torch.autograd.Function):
                 grads = flat_g.index_select(0, tile.index).view(batch, tile.queries, width)
                 weights = next(weights_of, None)
                 if weights is None:
-                    weights = _weights(queries, keys, tile, softcap)
+                    weights = _weights(queries, keys, tile, softcap, plan)
                 parts.append(_tile_gradients(tile, queries, keys, values, weights, grads, softcap))
             grad_q += [part[0].view(-1, width) for part in parts]
             # The last tile sees all keys: the others add to its gradients.

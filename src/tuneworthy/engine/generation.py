@@ -208,7 +208,8 @@ class Scheduler:
         """Choose tokens for the running rows from `first` on; what is finished leaves."""
         rows = self.running[first:]
         allowed = _masked(logits_N_V, rows)
-        for i, (row, token) in reversed(list(enumerate(zip(rows, _choose(allowed, rows)), first))):
+        chosen = _choose(allowed, rows, self.runner.likeliest(allowed))
+        for i, (row, token) in reversed(list(enumerate(zip(rows, chosen), first))):
             if row.top is not None and token not in self.stop_ids:
                 row.told.append(_chosen(allowed[i - first], token, row.top))
             finished = self._finished(row, token)
@@ -317,10 +318,9 @@ def _chosen(logits_V: torch.Tensor, token: int, top: int) -> Chosen:
     return Chosen(token, float(log_p_V[token]), likeliest)
 
 
-def _choose(logits_N_V: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+def _choose(logits_N_V: torch.Tensor, rows: Sequence[Row], likeliest: list[int]) -> list[int]:
     """The likeliest tokens, or drawn ones for rows with a temperature."""
-    # Of equals the first, as argmax, which takes four times as long in 16 bits.
-    chosen: list[int] = logits_N_V.max(-1).indices.tolist()
+    chosen = list(likeliest)
     for i, row in enumerate(rows):
         if row.decoding.temperature > 0:
             p_V = torch.softmax(logits_N_V[i].float() / row.decoding.temperature, -1).cpu()

@@ -132,6 +132,10 @@ def _norm(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | N
             x, self.weight, epsilon, plus, casting, False
         )
 
+    if beside is not None and beside.kernels:
+        quick, gain_C = beside.kernels, (weight.detach().float() + plus).contiguous()
+        return lambda self, x: quick.norm(x, gain_C, epsilon)
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         gain = self.weight if plus == 0.0 else (self.weight.float() + plus).to(x.dtype)
         output: torch.Tensor = _Norm.apply(x, gain, epsilon)
@@ -208,14 +212,14 @@ class _Reordered:
 
     def __call__(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
         """x·Wᵀ + b, and `then` a function by oneDNN's name ("swish" is SiLU)."""
-        run = torch.ops.mkldnn._linear_pointwise
+        run = torch.ops.mkldnn._linear_pointwise.default
         output: torch.Tensor = run(x, self.ordered, self.bias, then, [], "")
         return output
 
-    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """(x·Wᵀ + b) × other."""
+    def with_other(self, x: torch.Tensor, how: str, other: torch.Tensor) -> torch.Tensor:
+        """(x·Wᵀ + b) × other ("mul") or + other ("add"), of the output's shape."""
         run = torch.ops.mkldnn._linear_pointwise.binary
-        output: torch.Tensor = run(x, other, self.ordered, self.bias, "mul")
+        output: torch.Tensor = run(x, other, self.ordered, self.bias, how)
         return output
 
 
@@ -241,9 +245,12 @@ def _answering_linear(module: Any, beside: Beside | None) -> Callable[..., torch
         return None
     ordered = _reordered(beside, module)
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        quick = ordered is not None and ordered.suits(x)
-        output = ordered(x) if quick else nn.functional.linear(x, self.weight, self.bias)  # type: ignore[misc]
+    def forward(self: Any, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        if ordered is None or not ordered.suits(x):
+            output = nn.functional.linear(x, self.weight, self.bias)
+            output = output if plus is None else output.add_(plus)
+        else:
+            output = ordered(x) if plus is None else ordered.with_other(x, "add", plus)
         return beside.added(self, x, output)
 
     return forward
@@ -332,19 +339,19 @@ def _gated(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | 
     def few(x: torch.Tensor) -> torch.Tensor:
         """In oneDNN's own calls; with something between them where an adapter goes beside."""
         if not beside.touches(module.gate_proj, module.up_proj):  # type: ignore[union-attr]
-            return up.times(x, gate(x, "swish"))  # type: ignore[union-attr, misc]
+            return up.with_other(x, "mul", gate(x, "swish"))  # type: ignore[union-attr, misc]
         gated = beside.added(module.gate_proj, x, gate(x))  # type: ignore[union-attr, misc]
         raised = beside.added(module.up_proj, x, up(x))  # type: ignore[union-attr, misc]
         return nn.functional.silu(gated) * raised
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, x: torch.Tensor, **plus: torch.Tensor) -> torch.Tensor:
         if apart and gate.suits(x):  # type: ignore[union-attr]
             inner = few(x)
         else:
             gated, raised = both(x)
             quick = silu and beside is None
             inner = _silu_times(gated, raised) if quick else self.act_fn(gated) * raised
-        output: torch.Tensor = self.down_proj(inner)
+        output: torch.Tensor = self.down_proj(inner, **plus)
         return output
 
     return forward
@@ -356,6 +363,7 @@ def _attention(module: Any, beside: Beside | None) -> Callable[..., Any] | None:
     if not all(hasattr(module, part) for part in parts) or hasattr(module, "sinks"):
         return None
 
+    norms = hasattr(module, "q_norm")
     three = _together(beside, module.q_proj, module.k_proj, module.v_proj)
     how = LayerAttention(
         module.layer_idx,
@@ -371,41 +379,59 @@ def _attention(module: Any, beside: Beside | None) -> Callable[..., Any] | None:
         attention_mask: torch.Tensor | None = None,
         *,
         pack: Attending,
+        plus: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         tokens = hidden_states.shape[1]
         query, key, value = (x.view(tokens, -1, self.head_dim) for x in three(hidden_states))
-        if hasattr(self, "q_norm"):
+        if norms:
             query, key = self.q_norm(query), self.k_norm(key)
         cos, sin = (x[0] for x in position_embeddings)
         if cos.shape[-1] != self.head_dim:
             raise NotImplementedError("rotary embedding over a part of the head")
         output_T_H_D = attend(query, key, value, (cos, sin), how, pack)
-        return self.o_proj(output_T_H_D.reshape(1, tokens, -1)), None
+        more = {} if plus is None else {"plus": plus}
+        return self.o_proj(output_T_H_D.reshape(1, tokens, -1), **more), None
 
     return forward
 
 
-def _last_layer(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
-    """For the last decoder layer, if it norms, attends, norms and feeds forward, adding each result.
+def _layer(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+    """For a decoder layer that norms, attends, norms and feeds forward, adding each result.
 
-    After its attention nobody looks at any token but those that predict labels.
+    After the attention of the last one nobody looks at any token but those that predict labels.
     """
     parts = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
     if {name for name, _ in module.named_children()} != parts:
         return None
     config = getattr(module.self_attn, "config", None)
     last = getattr(config, "num_hidden_layers", 0) - 1
-    if getattr(module.self_attn, "layer_idx", None) != last:
+    is_last = getattr(module.self_attn, "layer_idx", None) == last
+    # What a block's last product is added to is added in oneDNN's own call.
+    adds = beside is not None and all(
+        recognise(block, beside) and type(getattr(block, name, None)) is nn.Linear
+        for recognise, block, name in (
+            (_attention, module.self_attn, "o_proj"),
+            (_gated, module.mlp, "down_proj"),
+        )
+    )
+    if not (is_last or adds):
         return None
 
     def forward(
         self: Any, hidden_states: torch.Tensor, *args: Any, pack: Attending, **kwargs: Any
     ) -> torch.Tensor:
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), pack=pack, **kwargs)
-        hidden_states = (hidden_states + attended).index_select(1, pack.label_positions_L)
-        pack.labels_only = True
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        x, normed = hidden_states, self.input_layernorm(hidden_states)
+        if adds:
+            x, _ = self.self_attn(normed, pack=pack, plus=x, **kwargs)
+        else:
+            x = x + self.self_attn(normed, pack=pack, **kwargs)[0]
+        if is_last:
+            x = x.index_select(1, pack.label_positions_L)
+            pack.labels_only = True
+        normed = self.post_attention_layernorm(x)
+        output: torch.Tensor = self.mlp(normed, plus=x) if adds else x + self.mlp(normed)
+        return output
 
     return forward
 
@@ -421,7 +447,7 @@ def replaced(model: Any, beside: Beside | None = None) -> Iterator[dict[str, int
         "adapters": _adapted_linear,
         "attention blocks": _attention,
         "feed-forward blocks": _gated,
-        "last layers": _last_layer,
+        "layers": _layer,
     }
     if beside is not None:
         kinds["linear layers"] = _answering_linear

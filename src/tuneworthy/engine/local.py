@@ -15,7 +15,17 @@ import torch
 from llguidance import LLTokenizer
 
 from tuneworthy import store
-from tuneworthy.engine import adapters, beside, fine_tuning, generation, grammar, hardware, runner
+from tuneworthy.engine import (
+    adapters,
+    beside,
+    fine_tuning,
+    generation,
+    grammar,
+    hardware,
+    kernels,
+    runner,
+    slots,
+)
 from tuneworthy.engine.generation import OnText, Row, Scheduler, row_seed
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
@@ -78,9 +88,15 @@ class LocalEngine:
                 "number_format_why": self.format.why,
                 "chat_template": "the model's own" if self.chat.template else "plain (it has none)",
                 "chat_template_sha256": store.sha256_text(self.chat.template or ""),
+                "kernels": "own" if self._kernels(config) else "none",
+                "kernels_why": kernels.state(),
                 "threads": torch.get_num_threads(),
             },
         )
+
+    def _kernels(self, config: Any) -> kernels.Kernels | None:
+        device, width = torch.device(self.format.device), slots.Shape.of(config).width
+        return kernels.for_model(self.format.dtype, device, width)
 
     def count(self, prompt: Prompt, completion: str | None = None) -> int:
         if completion is None:

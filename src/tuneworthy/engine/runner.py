@@ -8,19 +8,19 @@ its own code, with the same results and more slowly.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
-from tuneworthy.engine import attention, layers, packing
+from tuneworthy.engine import attention, kernels, layers, packing, stepping
 from tuneworthy.engine.attention import Attending
 from tuneworthy.engine.beside import Adapter, Beside
 from tuneworthy.engine.learner import PackedModel
 from tuneworthy.engine.packing import TokenRow
-from tuneworthy.engine.slots import Beginning, Filled, Reading, Shape, Slots, Stepping, rounded
+from tuneworthy.engine.slots import Beginning, Filled, Reading, Shape, Slots, rounded
 
 ROWS = 64
 """Answered at one time."""
@@ -69,6 +69,10 @@ class Runner(Protocol):
         """Each row's next token; (B, V) logits of the one after it."""
         ...
 
+    def likeliest(self, logits_N_V: torch.Tensor) -> list[int]:
+        """Where each line's highest logit is, the first of equals."""
+        ...
+
     def free(self, row: int) -> None: ...
 
     def score(
@@ -100,7 +104,7 @@ class Quick:
         self._kept: dict[tuple[Adapter | None, tuple[int, ...]], Beginning] = {}
 
     def _new_slots(self) -> Slots:
-        return Slots(self.shape, self.dtype, self.packed.device)
+        return Slots(self.shape, self.dtype, self.packed.device, self.beside.kernels)
 
     def row_bytes(self, tokens: int) -> int:
         return tokens * self.shape.bytes(self.dtype.itemsize)
@@ -196,6 +200,11 @@ class Quick:
         self.slots.lengths = [length + 1 for length in self.slots.lengths]
         return self._logits(hidden_B_1_C[:, 0])
 
+    def likeliest(self, logits_N_V: torch.Tensor) -> list[int]:
+        if self.beside.kernels:
+            return self.beside.kernels.likeliest(logits_N_V).tolist()
+        return _likeliest(logits_N_V)
+
     def free(self, row: int) -> None:
         self.slots.free(row)
         self.adapters[row] = self.adapters[-1]
@@ -236,12 +245,14 @@ class Quick:
         target_L, found_L = torch.tensor(targets), torch.empty(len(targets))
         for start in range(0, len(used), LOGITS_ROWS):
             chunk = used[start : start + LOGITS_ROWS].to(hidden_N_C.device)
-            log_p = self._logits(hidden_N_C[chunk]).log_softmax(-1, dtype=torch.float32)
+            logits_N_V = self._logits(hidden_N_C[chunk])
             mine = ((source_L >= start) & (source_L < start + LOGITS_ROWS)).nonzero()[:, 0]
-            picked = log_p[
-                (source_L[mine] - start).to(log_p.device), target_L[mine].to(log_p.device)
-            ]
-            found_L[mine] = picked.cpu()
+            at, to = ((source_L[mine] - start).to(chunk.device), target_L[mine].to(chunk.device))
+            if self.beside.kernels:
+                sums_N = self.beside.kernels.log_sums(logits_N_V)
+                found_L[mine] = logits_N_V[at, to].float() - sums_N[at]
+            else:
+                found_L[mine] = logits_N_V.log_softmax(-1, dtype=torch.float32)[at, to].cpu()
         return [float(x) for x in found_L.double()]
 
     def _branched(
@@ -249,12 +260,12 @@ class Quick:
     ) -> torch.Tensor:
         """Last hidden states of new tokens behind the rows, (B, Q, C)."""
         self.slots.make_room(ids_B_Q.shape[1])
-        stepping = Stepping(self.slots, self.apart, depths_B_Q, sees_B_Q_Q)
-        positions, ids = stepping.positions_B_Q.reshape(-1), ids_B_Q[stepping.order]
-        owners = [self.adapters[row] for row in stepping.order for _ in range(ids.shape[1])]
-        hidden_B_Q_C = self._hidden(ids.reshape(-1), positions, stepping, owners)
+        ahead = stepping.next_tokens(self.slots, self.apart, depths_B_Q, sees_B_Q_Q)
+        positions, ids = ahead.positions_B_Q.reshape(-1), ids_B_Q[ahead.order]
+        owners = [self.adapters[row] for row in ahead.order for _ in range(ids.shape[1])]
+        hidden_B_Q_C = self._hidden(ids.reshape(-1), positions, ahead, owners)
         hidden_B_Q_C = hidden_B_Q_C.view(*ids.shape, -1)
-        return hidden_B_Q_C[stepping.order.argsort().to(hidden_B_Q_C.device)]
+        return hidden_B_Q_C[ahead.order.argsort().to(hidden_B_Q_C.device)]
 
     def _hidden(
         self,
@@ -325,6 +336,9 @@ class Plain:
         logits_V: torch.Tensor = out.logits[0, -1]
         return logits_V
 
+    def likeliest(self, logits_N_V: torch.Tensor) -> list[int]:
+        return _likeliest(logits_N_V)
+
     def free(self, row: int) -> None:
         self.caches[row] = self.caches[-1]
         self.caches.pop()
@@ -351,14 +365,16 @@ def opened(model: Any) -> Iterator[Runner]:
     attention.register()
     packed = PackedModel(model)
     packed.eval()
+    beside = Beside()
     native, rows = packed.config._attn_implementation, _probes(packed)
     wanted = [_own_logits(packed, row) for row in rows]
     try:
         packed.causal.set_attn_implementation(attention.NAME)
-        beside = Beside()
-        for way in (layers.replaced(model, beside), nullcontext()):
-            with way as replaced:
-                packed.replaced = replaced or {}
+        own = kernels.for_model(packed.causal.dtype, packed.device, Shape.of(packed.config).width)
+        ways = [(layers.replaced, own)] if own else []
+        for way, beside.kernels in (*ways, (layers.replaced, None), (_as_it_is, None)):
+            with way(model, beside) as replaced:
+                packed.replaced = replaced
                 runner = Quick(packed, beside)
                 if _agrees(runner, rows, wanted):
                     yield runner
@@ -367,6 +383,12 @@ def opened(model: Any) -> Iterator[Runner]:
         yield Plain(model)
     finally:
         packed.causal.set_attn_implementation(native)
+
+
+@contextmanager
+def _as_it_is(model: Any, beside: Beside) -> Iterator[dict[str, int]]:
+    """The model with none of its layers replaced."""
+    yield {}
 
 
 def _probes(packed: PackedModel) -> list[list[int]]:
@@ -404,6 +426,12 @@ def _agrees(runner: Quick, rows: list[list[int]], wanted: list[torch.Tensor]) ->
     tolerance = 1e-3 if runner.dtype == torch.float32 else 0.05
     # Sixteen bits round at every layer: compare the difference as a whole, not each logit.
     return bool((ours - theirs).norm() <= tolerance * theirs.norm())
+
+
+def _likeliest(logits_N_V: torch.Tensor) -> list[int]:
+    # Of equals the first, as argmax, which takes four times as long in 16 bits.
+    chosen: list[int] = logits_N_V.max(-1).indices.tolist()
+    return chosen
 
 
 def _common(some: Sequence[int], others: Sequence[int]) -> int:

@@ -2,10 +2,8 @@
 
 Every running row has a *slot*, in a pool of slots of one size; what all of them begin with is kept
 once beside the slots. Rows are read in packs (`Reading`: no padding, as in training) and answered
-one token each at a time (`Stepping`), or several at a time where these are branches of one row,
-such as labels to be scored. Queries meet the shared beginning in one product for all rows and
-their own tokens in one product a row; one softmax runs over both, so that the result is that of
-repeating the beginning.
+one token each at a time (`stepping`), or several at a time where these are branches of one row,
+such as labels to be scored.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 
 from tuneworthy.engine.attention import Attending, LayerAttention, Plans, Rotary, attended, rotated
+from tuneworthy.engine.kernels import Kernels
 from tuneworthy.engine.packing import Pack
 
 LEAST_ROOM = 128
@@ -32,6 +31,7 @@ class Shape:
     """Of one token's keys in all layers."""
 
     layers: int
+    heads: int
     kv_heads: int
     width: int
 
@@ -40,6 +40,7 @@ class Shape:
         heads = config.num_attention_heads
         return cls(
             config.num_hidden_layers,
+            heads,
             getattr(config, "num_key_value_heads", None) or heads,
             getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
@@ -69,6 +70,8 @@ class Pool:
     """Room of each row."""
     keys: torch.Tensor
     values: torch.Tensor
+    zeroed: bool
+    """Whether places must hold numbers before anything is put there."""
     rows: list[int] = field(default_factory=list)
     """Which row is in which line."""
 
@@ -80,7 +83,8 @@ class Pool:
         for name in ("keys", "values"):
             old = getattr(self, name)
             # Zeros: what is masked still takes part in a product, and must not be NaN.
-            new = old.new_zeros((len(old), lines, *old.shape[2:]))
+            make = old.new_zeros if self.zeroed else old.new_empty
+            new = make((len(old), lines, *old.shape[2:]))
             new[:, : old.shape[1]] = old
             setattr(self, name, new)
 
@@ -104,8 +108,14 @@ class Slots:
     pool, and the longest row is nobody's burden but its pool's.
     """
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.dtype, self.device = shape, dtype, device
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels | None = None,
+    ) -> None:
+        self.shape, self.dtype, self.device, self.kernels = shape, dtype, device, kernels
         self.pools: dict[int, Pool] = {}
         """By room; a pool whose last row has left is gone."""
         self.places: list[tuple[Pool, int]] = []
@@ -146,7 +156,7 @@ class Slots:
             if room not in self.pools:
                 lines = (shape.layers, 0, shape.kv_heads, room, shape.width)
                 empty = torch.empty(lines, dtype=self.dtype, device=self.device)
-                self.pools[room] = Pool(room, empty, empty)
+                self.pools[room] = Pool(room, empty, empty, zeroed=self.kernels is None)
             found.append(self.pools[room])
         for pool in self.pools.values():  # once for all: what is there is copied each time
             pool.grow(len(pool.rows) + found.count(pool))
@@ -234,6 +244,8 @@ class Filled:
         how: LayerAttention,
     ) -> torch.Tensor:
         """See `attention.Attending`."""
+        if not self.more:
+            return self.inner.attend(query, key, value, rotary, how)
         query, key, value = (x[: self.tokens] for x in (query, key, value))
         turns = None if rotary is None else (rotary[0][: self.tokens], rotary[1][: self.tokens])
         output = self.inner.attend(query, key, value, turns, how)
@@ -265,7 +277,9 @@ class Reading(Plans):
 
         `inside`: how many tokens of the beginning the slots hold themselves.
         """
-        super().__init__(pack, config, slots.device, cached=beginning is not None)
+        super().__init__(
+            pack, config, slots.device, cached=beginning is not None, kernels=slots.kernels
+        )
         self.beginning = beginning
         prefix = pack.prefix
         lengths = [len(row.ids) - prefix for row in pack.order]
@@ -299,8 +313,9 @@ class Reading(Plans):
     ) -> torch.Tensor:
         """See `attention.Attending`; keeps keys and values, knows no gradients."""
         cos, sin = rotary if rotary is not None else (None, None)
-        flat_q, flat_k = rotated(query, cos, sin, how.scale), rotated(key, cos, sin)
-        flat_v = rotated(value, None, None)
+        flat_q = rotated(query, cos, sin, how.scale, self.kernels)
+        flat_k = rotated(key, cos, sin, 1.0, self.kernels)
+        flat_v = rotated(value, None, None, 1.0, self.kernels)
         own_k, own_v = (flat[:-1].view(key.shape) for flat in (flat_k, flat_v))
         for pool, index, lines in self.parts:
             new = (own_k, own_v) if index is None else (own_k[index], own_v[index])
@@ -314,156 +329,3 @@ class Reading(Plans):
             )
         output, _ = attended(flat_q, flat_k, flat_v, how.softcap, self(how.window))
         return output.view(query.shape)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """The rows of one pool, as they stand in the batch."""
-
-    pool: Pool
-    rows: slice
-    tokens: slice
-    lines: torch.Tensor
-    sees_B_Q_S: torch.Tensor
-    at_B_S: torch.Tensor
-    """Positions of the tokens in the pool's room."""
-
-
-class Stepping:
-    """The next tokens of all running rows, the same number Q for each, in the order of `order`.
-
-    `sees_B_Q_Q` says which of them see which (branches of one row do not see each other), and
-    `depths_B_Q` how far each stands behind its row's end. Their keys and values go into the slots
-    behind the row's own, where the next step overwrites them unless `Slots.lengths` counts them.
-    """
-
-    def __init__(
-        self,
-        slots: Slots,
-        beginning: Beginning | None,
-        depths_B_Q: torch.Tensor,
-        sees_B_Q_Q: torch.Tensor,
-    ) -> None:
-        self.device, self.beginning, self.labels_only = slots.device, beginning, False
-        self.batch, self.count = depths_B_Q.shape
-        self.prefix = len(beginning.ids) if beginning else 0
-        self.order = torch.tensor([row for pool in slots.pools.values() for row in pool.rows])
-        depths_B_Q = depths_B_Q[self.order].to(self.device)
-        sees_B_Q_Q = sees_B_Q_Q[self.order].to(self.device)
-        lengths_B_1 = torch.tensor(slots.lengths)[self.order].to(self.device)[:, None]
-        self.positions_B_Q = self.prefix + lengths_B_1 + depths_B_Q
-        self.label_positions_L = torch.arange(self.batch * self.count, device=self.device)
-        self.parts, start = [], 0
-        for pool in slots.pools.values():
-            rows = slice(start, start + len(pool.rows))
-            self.parts.append(
-                self._part(
-                    pool, rows, lengths_B_1[rows], self.positions_B_Q[rows], sees_B_Q_Q[rows]
-                )
-            )
-            start = rows.stop
-        self._masks: dict[tuple[int | None, torch.dtype, int], torch.Tensor] = {}
-        self._turns: dict[tuple[int, float], tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def _part(
-        self,
-        pool: Pool,
-        rows: slice,
-        lengths_B_1: torch.Tensor,
-        positions_B_Q: torch.Tensor,
-        sees_B_Q_Q: torch.Tensor,
-    ) -> _Part:
-        count, lines = self.count, torch.arange(len(pool.rows))
-        places_B_Q = lengths_B_1 + torch.arange(count, device=self.device)
-        put = pool.lines(lines.repeat_interleave(count), places_B_Q.reshape(-1).cpu())
-        place_S = torch.arange(pool.tokens, device=self.device)
-        # All see their row's own tokens; the new ones are seen by those that may.
-        sees_B_Q_S = (place_S < lengths_B_1)[:, None].repeat(1, count, 1)
-        sees_B_Q_S.scatter_(2, places_B_Q[:, None].expand(-1, count, -1), sees_B_Q_Q)
-        at_B_S = self.prefix + place_S.repeat(len(lines), 1)
-        at_B_S.scatter_(1, places_B_Q, positions_B_Q)
-        tokens = slice(rows.start * count, rows.stop * count)
-        return _Part(pool, rows, tokens, put, sees_B_Q_S, at_B_S)
-
-    def _turned(self, x_T_H_D: torch.Tensor, rotary: Any, scale: float) -> torch.Tensor:
-        """X × scale after the rotary embedding; its tables are made once for all layers."""
-        if rotary is None:
-            return x_T_H_D if scale == 1.0 else x_T_H_D * scale
-        key, half = (rotary[0].data_ptr(), scale), x_T_H_D.shape[-1] // 2
-        if key not in self._turns:
-            self._turns[key] = tuple(x[:, None, :half] * scale for x in rotary)
-        cos_T_1_E, sin_T_1_E = self._turns[key]
-        first, second = x_T_H_D[..., :half], x_T_H_D[..., half:]
-        out = torch.empty_like(x_T_H_D, memory_format=torch.contiguous_format)
-        torch.mul(first, cos_T_1_E, out=out[..., :half]).addcmul_(second, sin_T_1_E, value=-1)
-        torch.mul(second, cos_T_1_E, out=out[..., half:]).addcmul_(first, sin_T_1_E)
-        return out
-
-    def _mask(self, part: _Part, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """(B, 1, 1, Q, P + S): added to the scores."""
-        key = window, dtype, part.pool.tokens
-        if key not in self._masks:
-            sees = torch.nn.functional.pad(part.sees_B_Q_S, (self.prefix, 0), value=True)
-            if window is not None:
-                before = torch.arange(self.prefix, device=self.device)
-                at_B_S = torch.cat([before.expand(len(part.at_B_S), -1), part.at_B_S], 1)
-                positions_B_Q = self.positions_B_Q[part.rows]
-                sees = sees & (at_B_S[:, None] > positions_B_Q[..., None] - window)
-            mask = torch.zeros(sees.shape, dtype=dtype, device=self.device)
-            self._masks[key] = mask.masked_fill_(~sees, float("-inf"))[:, None, None]
-        return self._masks[key]
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rotary: Rotary | None,
-        how: LayerAttention,
-    ) -> torch.Tensor:
-        """See `attention.Attending`."""
-        (_, heads, width), kv_heads = query.shape, key.shape[1]
-        layer, softcap = how.layer, how.softcap
-        own_q, own_k = self._turned(query, rotary, how.scale), self._turned(key, rotary, 1.0)
-        group = heads // kv_heads
-        each = group * self.count
-        queries_B_K_GQ_D = (
-            own_q.view(self.batch, self.count, kv_heads, group, width)
-            .permute(0, 2, 3, 1, 4)
-            .reshape(self.batch, kv_heads, each, width)
-        )
-        before = None
-        if self.beginning:
-            queries = queries_B_K_GQ_D.transpose(0, 1).reshape(kv_heads, -1, width)
-            before = torch.bmm(queries, self.beginning.keys[layer].transpose(1, 2))
-            before = before.view(kv_heads, self.batch, each, self.prefix).transpose(0, 1)
-        outputs, shared = [], []
-        for part in self.parts:
-            part.pool.put(layer, own_k[part.tokens], value[part.tokens], part.lines)
-            count, room = len(part.pool.rows), part.pool.tokens
-            keys, values = (
-                cache[layer, :count].view(count * kv_heads, room, width)
-                for cache in (part.pool.keys, part.pool.values)
-            )
-            queries = queries_B_K_GQ_D[part.rows].view(-1, each, width)
-            scores = torch.bmm(queries, keys.transpose(1, 2)).view(count, kv_heads, each, room)
-            if before is not None:
-                scores = torch.cat([before[part.rows], scores], -1)
-            if softcap is not None:
-                scores = softcap * torch.tanh(scores / softcap)
-            split = (count, kv_heads, group, self.count, scores.shape[-1])
-            scores.view(split).add_(self._mask(part, how.window, scores.dtype))
-            weights = torch.softmax(scores, -1)
-            shared.append(weights[..., : self.prefix])
-            own = weights[..., self.prefix :].reshape(-1, each, room)
-            outputs.append(torch.bmm(own, values).view(count, kv_heads, each, width))
-        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        if self.beginning:
-            weights = torch.cat(shared).transpose(0, 1).reshape(kv_heads, -1, self.prefix)
-            more = torch.bmm(weights, self.beginning.values[layer])
-            output = output + more.view(kv_heads, self.batch, each, width).transpose(0, 1)
-        return (
-            output.view(self.batch, kv_heads, group, self.count, width)
-            .permute(0, 3, 1, 2, 4)
-            .reshape(self.batch * self.count, heads, width)
-        )

@@ -16,6 +16,7 @@ EXTRAS = {"examples": "hassil"}
 def examine() -> dict[str, Any]:
     """Processor, memory, number format, versions and free disk; measured, in half a minute at most."""
     from tuneworthy.engine.hardware import number_format
+    from tuneworthy.engine.kernels import state
 
     chosen = number_format()
     cache = store.cache_folder()
@@ -25,6 +26,7 @@ def examine() -> dict[str, Any]:
         **machine(),
         "device": chosen.device,
         "number_format": f"{chosen.name}: {chosen.why}",
+        "kernels": state(),
         "torch": metadata.version("torch"),
         "transformers": metadata.version("transformers"),
         "cache": str(cache),

@@ -20,7 +20,7 @@ QUICK = {
     "adapters": 0,
     "attention blocks": 2,
     "feed-forward blocks": 2,
-    "last layers": 1,
+    "layers": 1,
 }
 NONE: dict[str, int] = {}
 

@@ -1,0 +1,258 @@
+"""Kernels of our own for processors: `kernels.cpp`, compiled once on the machine that it runs on.
+
+A compiler makes of it what this very processor can do. Where there is none, or no OpenMP, answers
+come through PyTorch's operations alone: the same ones, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import secrets
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneworthy import store
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+COMPILE_SECONDS = 120
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+LANES = 16
+"""Numbers that are computed at a time: heads' widths must be multiples of it."""
+
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines (T, D) that queries and keys are still to be turned by."""
+
+
+class Unavailable(Exception):
+    """Why there are no kernels here, in one line."""
+
+
+class Rows(ctypes.Structure):
+    """What a step knows of its rows, the same for every layer (`Rows` in kernels.cpp)."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "count", "heads", "kv_heads", "width")),
+        ("prefix", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("keys_B", "values_B", "strides_B", "rooms_B")),
+        *((name, ctypes.c_void_p) for name in ("lengths_B", "depths_BQ", "sees_BQQ")),
+    )
+
+
+_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "x": ctypes.c_float, "i": ctypes.c_int}
+SIGNATURES = {
+    "norm": "pnppnnxi",
+    "turn": "pnppnxpnnni",
+    "weights": "pnnnnxi",
+    "likeliest": "pnnnppi",
+    "put": "pnpnpnpnppnxpi",
+    "attend": "pnnxpppi",
+}
+"""What each function of kernels.cpp takes: addresses, whole numbers, real ones, threads."""
+
+
+class Kernels:
+    """The compiled functions. Tensors are on the processor and of one number format in each call."""
+
+    def __init__(self, library: Path) -> None:
+        """Raises OSError if it cannot be loaded here, AttributeError if it is something else."""
+        loaded = ctypes.CDLL(str(library))
+        self._run: dict[tuple[str, torch.dtype], Any] = {}
+        for name, kinds in SIGNATURES.items():
+            for dtype, suffix in NAMES.items():
+                function = getattr(loaded, f"{name}_{suffix}")
+                function.argtypes, function.restype = [_KINDS[kind] for kind in kinds], None
+                self._run[name, dtype] = function
+
+    def norm(self, x: torch.Tensor, gain_C: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Root-mean-square norm (Zhang and Sennrich 2019) of x (…, C) times `gain_C` in 32 bits."""
+        width = x.shape[-1]
+        flat = x.reshape(-1, width)
+        if flat.stride(1) != 1:
+            flat = flat.contiguous()
+        output = torch.empty(x.shape, dtype=x.dtype)
+        self._run["norm", x.dtype](
+            *(flat.data_ptr(), flat.stride(0), gain_C.data_ptr(), output.data_ptr()),
+            *(len(flat), width, epsilon, torch.get_num_threads()),
+        )
+        return output
+
+    def turn(
+        self, x_T_H_D: torch.Tensor, rotary: Rotary | None, scale: float, out: torch.Tensor
+    ) -> None:
+        """X × scale after the rotary embedding, cosines and sines (T, D), into `out` (T, H, D)."""
+        tokens, heads, width = x_T_H_D.shape
+        x = _of_lines(x_T_H_D, width)
+        self._run["turn", x.dtype](
+            *(x.data_ptr(), x.stride(0), *_turning(rotary, x.dtype), scale),
+            *(out.data_ptr(), tokens, heads, width, torch.get_num_threads()),
+        )
+
+    def weights(
+        self, scores_N_B_S: torch.Tensor, window: int | None, softcap: float | None
+    ) -> None:
+        """Attention weights instead of scores; the last query stands at the last key."""
+        _, block, keys = scores_N_B_S.shape
+        self._run["weights", scores_N_B_S.dtype](
+            *(scores_N_B_S.data_ptr(), scores_N_B_S.shape[0] * block, block, keys),
+            *(window or 0, softcap or 0.0, torch.get_num_threads()),
+        )
+
+    def likeliest(self, logits_N_V: torch.Tensor) -> torch.Tensor:
+        """Where each line's highest logit is, the first of equals: (N,)."""
+        highest_N = torch.empty(len(logits_N_V), dtype=torch.long)
+        self._over_vocabulary(logits_N_V, highest_N.data_ptr(), None)
+        return highest_N
+
+    def log_sums(self, logits_N_V: torch.Tensor) -> torch.Tensor:
+        """Log of the sum of each line's exponentials, (N,) in 32 bits."""
+        sums_N = torch.empty(len(logits_N_V))
+        self._over_vocabulary(logits_N_V, None, sums_N.data_ptr())
+        return sums_N
+
+    def _over_vocabulary(self, logits_N_V: torch.Tensor, highest: Any, sums: Any) -> None:
+        logits = _of_lines(logits_N_V, 1)
+        self._run["likeliest", logits.dtype](
+            *(logits.data_ptr(), logits.stride(0), *logits.shape),
+            *(highest, sums, torch.get_num_threads()),
+        )
+
+    def put(
+        self,
+        rows: Rows,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotary: Rotary | None,
+        scale: float,
+    ) -> torch.Tensor:
+        """Keep keys and values (T, KV, D) in the rows' slots; queries (T, H, D) × scale as (KV, N, D).
+
+        Both after the rotary embedding, if that is still to be done. N: rows, heads of one head
+        of keys and new tokens, in this order.
+        """
+        width, dtype = rows.width, query.dtype
+        query, key, value = (_of_lines(x, width) for x in (query, key, value))
+        output = query.new_empty(rows.kv_heads, query.shape[0] * rows.heads // rows.kv_heads, width)
+        self._run["put", dtype](
+            *(ctypes.addressof(rows), layer),
+            *(query.data_ptr(), query.stride(0), key.data_ptr(), key.stride(0)),
+            *(value.data_ptr(), value.stride(0), *_turning(rotary, dtype), scale),
+            *(output.data_ptr(), torch.get_num_threads()),
+        )
+        return output
+
+    def attend(
+        self,
+        rows: Rows,
+        layer: int,
+        queries_KV_N_D: torch.Tensor,
+        before_KV_N_P: torch.Tensor | None,
+        *,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Attention of `put`'s queries over their rows' slots: (T, H, D).
+
+        With `before`, their scores with a shared beginning, which become weights of its values in
+        place: (KV, N, D), to which those values' weighted sum is still to be added.
+        """
+        shape = (rows.batch * rows.count, rows.heads, rows.width)
+        output = queries_KV_N_D.new_empty(shape if before_KV_N_P is None else queries_KV_N_D.shape)
+        self._run["attend", output.dtype](
+            *(ctypes.addressof(rows), layer, window or 0, softcap or 0.0),
+            queries_KV_N_D.data_ptr(),
+            None if before_KV_N_P is None else before_KV_N_P.data_ptr(),
+            *(output.data_ptr(), torch.get_num_threads()),
+        )
+        return output
+
+
+def _turning(rotary: Rotary | None, dtype: torch.dtype) -> tuple[Any, Any, int]:
+    """Addresses of cosines and sines (T, D), and from one token to the next."""
+    if rotary is None:
+        return None, None, 0
+    cos, sin = rotary
+    assert cos.dtype == dtype and cos.stride() == sin.stride() and cos.stride(-1) == 1
+    return cos.data_ptr(), sin.data_ptr(), cos.stride(0)
+
+
+def _of_lines(x: torch.Tensor, width: int) -> torch.Tensor:
+    """The tensor with everything behind its first dimension in one piece."""
+    whole = x.stride(-1) == 1 and (x.dim() == 2 or x.stride(1) == width)
+    return x if whole else x.contiguous()
+
+
+@cache
+def found() -> Kernels | str:
+    """The kernels of this machine; or why there are none."""
+    try:
+        return Kernels(_library(store.cache_folder() / "kernels"))
+    except Unavailable as reason:
+        return str(reason)
+    except (OSError, AttributeError) as error:
+        return f"what was compiled does not load: {error}"
+
+
+def state() -> str:
+    """Whether there are kernels here, in one line for people."""
+    kernels = found()
+    if isinstance(kernels, Kernels):
+        return "compiled for this processor"
+    return f"none, so that answers take longer: {kernels}"
+
+
+def for_model(dtype: torch.dtype, device: torch.device, head_width: int) -> Kernels | None:
+    """Kernels that a model can be answered with."""
+    if device.type != "cpu" or dtype not in NAMES or head_width % LANES:
+        return None
+    kernels = found()
+    return kernels if isinstance(kernels, Kernels) else None
+
+
+def _library(folder: Path) -> Path:
+    """The compiled source, made now if it is not there. Raises Unavailable, OSError."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise Unavailable("there is no C++ compiler (on Debian: apt-get install g++)")
+    made_of = [SOURCE.read_text("utf-8"), *FLAGS, str(Path(compiler).resolve()), _processor()]
+    target = folder / f"{store.sha256_json(made_of)[:16]}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{secrets.token_hex(8)}.draft"
+    try:
+        done = subprocess.run(
+            [compiler, *FLAGS, str(SOURCE), "-o", str(draft)],
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason")
+            raise Unavailable(f"{compiler} failed: {said}")
+        draft.replace(target)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{compiler} did not end within {COMPILE_SECONDS} s") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _processor() -> str:
+    """What this processor can do, as the compiler sees it."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text("utf-8", "replace").splitlines() if listed.exists() else []
+    wanted = ("flags", "Features", "model", "cpu family", "vendor_id")
+    known = [line for line in lines if line.startswith(wanted)]
+    return f"{platform.machine()} {platform.processor()} {sorted(set(known))}"

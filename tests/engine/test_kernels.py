@@ -1,0 +1,250 @@
+"""Kernels of our own beside PyTorch's operations, and what happens where there is no compiler."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.test_generation import prompts, said
+from tests.fakes import tiny
+from tuneworthy.engine import attention, generation, kernels, runner, stepping
+from tuneworthy.engine.attention import LayerAttention
+from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.slots import Beginning, Shape, Slots
+
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def own() -> Kernels:
+    found = kernels.found()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture
+def undecided() -> Iterator[None]:
+    """As in a process that has not looked for kernels yet; what others found stays."""
+    kept = kernels.found
+    kernels.found = kernels.cache(kept.__wrapped__)
+    yield
+    kernels.found = kept
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """In 32 bits to rounding; in 16 bits to what rounding once or twice makes."""
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    tolerance = 1e-5 if ours.dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 40, 576])
+def test_norms(own: Kernels, dtype: torch.dtype, width: int) -> None:
+    x, gain = torch.randn(2, 7, 3 * width).to(dtype), torch.randn(width)
+    for view in (x[..., :width], x[..., width : 2 * width], x[0, :, :width]):
+        exact = view.float() * (view.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        close(own.norm(view, gain, 1e-5), (exact * gain).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 48, 64])
+def test_turning_by_the_rotary_embedding(own: Kernels, dtype: torch.dtype, width: int) -> None:
+    x = torch.randn(9, 5 * width).to(dtype)[:, width : 4 * width].view(9, 3, width)
+    half = torch.randn(9, width // 2)
+    cos, sin = (torch.cat([f(half)] * 2, -1).to(dtype) for f in (torch.cos, torch.sin))
+    for rotary in (None, (cos, sin)):
+        for scale in (1.0, 0.125):
+            ours = attention.rotated(x, *(rotary or (None, None)), scale, own)
+            close(ours, attention.rotated(x, *(rotary or (None, None)), scale))
+            assert not ours[-1].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 1, 5, 40, 1000])
+@pytest.mark.parametrize(("block", "keys"), [(1, 1), (7, 7), (5, 21), (33, 100)])
+def test_weights(
+    own: Kernels,
+    dtype: torch.dtype,
+    softcap: float | None,
+    window: int | None,
+    block: int,
+    keys: int,
+) -> None:
+    scores = 4 * torch.randn(6, block, keys).to(dtype)
+    at, key = torch.arange(keys - block, keys)[:, None], torch.arange(keys)
+    hidden = (key > at) | (key <= at - (window or keys))
+    exact = scores.float()
+    exact = softcap * torch.tanh(exact / softcap) if softcap else exact
+    exact = exact.masked_fill(hidden, float("-inf")).softmax(-1)
+    own.weights(scores, window, softcap)
+    close(scores, exact.to(dtype))
+    assert not scores[hidden.expand_as(scores)].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 15, 16, 403])
+def test_the_likeliest_token_and_the_sum_of_all(
+    own: Kernels, dtype: torch.dtype, width: int
+) -> None:
+    logits = (5 * torch.randn(8, 2 * width)).to(dtype)[:, :width]
+    logits[0] = 1.5  # of equals the first
+    logits[1] = float("-inf")
+    logits[1, -1] = -3.0  # a grammar allows one token
+    assert own.likeliest(logits).tolist() == logits.max(-1).indices.tolist()
+    assert own.likeliest(logits)[0] == 0
+    torch.testing.assert_close(own.log_sums(logits), logits.float().logsumexp(-1))
+
+
+def test_scores_that_are_far_apart_neither_overflow_nor_vanish(own: Kernels) -> None:
+    scores = torch.tensor([[[-3e38, 80.0, 88.5, -60.0]]])
+    own.weights(scores, None, None)
+    assert scores.sum() == pytest.approx(1) and scores[0, 0, 0] == 0 < scores[0, 0, 1]
+    assert own.log_sums(torch.tensor([[1000.0, -1000.0, 1000.0]])).item() == pytest.approx(1000.693)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("prefix", [0, 5, 70])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (6, None), (60, 2.0)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "count"),
+    [(6, 2, 16, 1), (3, 3, 64, 1), (4, 1, 128, 1), (5, 1, 48, 3), (9, 3, 64, 4)],
+)
+def test_a_step_is_that_of_pytorchs_operations(
+    own: Kernels,
+    dtype: torch.dtype,
+    prefix: int,
+    window: int | None,
+    softcap: float | None,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    count: int,
+) -> None:
+    """Rows in several pools, branches that do not see each other, and what all begin with."""
+    shape, layer = Shape(2, heads, kv_heads, width), 1
+    slots = Slots(shape, dtype, CPU)
+    slots.add([300, 3, 126, 40, 1])
+    slots.make_room(count)
+    assert len(slots.pools) > 1
+    for pool in slots.pools.values():
+        pool.keys.normal_()
+        pool.values.normal_()
+    shared = (torch.randn(2, 2, kv_heads, prefix, width)).to(dtype)
+    beginning = Beginning(tuple(range(prefix)), *shared) if prefix else None
+    depths = torch.arange(count).expand(5, -1).clone()
+    sees = torch.ones(5, count, count, dtype=torch.bool).tril()
+    if count > 2:  # the second is the start of another branch
+        depths[:, 1] = 0
+        sees[:, 1:, 0] = False
+    query = torch.randn(5 * count, heads, width).to(dtype)
+    key, value = torch.randn(2, 5 * count, kv_heads, width).to(dtype)
+    angle = torch.randn(5 * count, width // 2)
+    rotary = tuple(torch.cat([f(angle)] * 2, -1).to(dtype) for f in (torch.cos, torch.sin))
+    how = LayerAttention(layer, width**-0.5, window, softcap)
+    found = []
+    for slots.kernels, turned in ((None, rotary), (own, rotary), (None, None), (own, None)):
+        ahead = stepping.next_tokens(slots, beginning, depths, sees)
+        assert isinstance(ahead, stepping.Compiled) == (slots.kernels is own)
+        found.append(ahead.attend(query, key, value, turned, how))
+    close(found[1], found[0])
+    close(found[3], found[2])
+
+
+@pytest.mark.parametrize("kind", ["llama wide", "qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("shared", [0, 20, 70])
+def test_answers_are_the_same_with_and_without(
+    own: Kernels, kind: str, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = tiny.model(kind), prompts(12, shared)
+    answers, scores = [], []
+    for found in (own, "no compiler"):
+        monkeypatch.setattr(kernels, "found", lambda found=found: found)
+        with runner.opened(model) as running:
+            assert isinstance(running, runner.Quick) and running.packed.replaced["norms"]
+            assert running.beside.kernels is (None if isinstance(found, str) else own)
+            answers.append(said(running, asked)[0])
+            scores.append(generation.score(running, asked[:4], [[[1, 2, 3], [1, 7]]] * 4))
+    assert answers[0] == answers[1]
+    torch.testing.assert_close(torch.tensor(scores[0]), torch.tensor(scores[1]))
+
+
+def test_kernels_that_are_wrong_give_way(own: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Kernels.attend
+    monkeypatch.setattr(
+        Kernels, "attend", lambda self, *args, **more: 2 * real(self, *args, **more)
+    )
+    with runner.opened(tiny.model("llama wide")) as running:
+        assert isinstance(running, runner.Quick) and running.packed.replaced["norms"]
+        assert running.beside.kernels is None and running.slots.kernels is None
+
+
+def test_no_kernels_where_they_would_not_fit(own: Kernels) -> None:
+    assert kernels.for_model(torch.float32, CPU, 64) is own
+    assert kernels.for_model(torch.float16, CPU, 64) is None
+    assert kernels.for_model(torch.float32, torch.device("meta"), 64) is None
+    assert kernels.for_model(torch.float32, CPU, 72) is None
+
+
+@pytest.mark.usefixtures("undecided")
+class TestCompiling:
+    def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "")
+        found = kernels.found()
+        assert isinstance(found, str) and "no C++ compiler" in found and "g++" in found
+        with runner.opened(tiny.model("llama wide")) as running:
+            assert isinstance(running, runner.Quick) and running.beside.kernels is None
+
+    def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self._compiler(monkeypatch, tmp_path, "echo 'x.cpp:1: error: not today' >&2; exit 1")
+        found = kernels.found()
+        assert isinstance(found, str) and "not today" in found
+        assert not list((tmp_path / "home" / "kernels").iterdir())
+
+    def test_what_does_not_load_is_said(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self._compiler(monkeypatch, tmp_path, 'for last; do :; done; echo nonsense > "$last"')
+        found = kernels.found()
+        assert isinstance(found, str) and "does not load" in found
+
+    def test_a_home_that_cannot_be_written(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "home").write_text("a file")
+        monkeypatch.setenv("TUNEWORTHY_HOME", str(tmp_path / "home"))
+        assert isinstance(kernels.found(), str)
+
+    def test_it_is_compiled_once(
+        self, own: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("TUNEWORTHY_HOME", str(tmp_path))
+        assert isinstance(kernels.found(), Kernels)
+        [library] = (tmp_path / "kernels").iterdir()
+        monkeypatch.setattr(subprocess, "run", self._never)
+        kernels.found.cache_clear()
+        assert isinstance(kernels.found(), Kernels)
+        assert [library] == list((tmp_path / "kernels").iterdir())
+
+    @staticmethod
+    def _never(*args: Any, **more: Any) -> None:
+        raise AssertionError("it was compiled already")
+
+    @staticmethod
+    def _compiler(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+        program = folder / "bin" / "c++"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        monkeypatch.setenv("TUNEWORTHY_HOME", str(folder / "home"))
