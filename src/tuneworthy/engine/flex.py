@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from tuneworthy.engine.attention import LayerAttention, Rotary
+from tuneworthy.engine.attention import LayerAttention
+from tuneworthy.engine.kernels import Rotary
 from tuneworthy.engine.packing import Pack
 
 SHARED = -1

@@ -155,11 +155,10 @@ class Kernels:
         self,
         rows: Rows,
         layer: int,
-        queries_KV_N_D: torch.Tensor,
-        before_KV_N_P: torch.Tensor | None,
-        *,
         window: int | None,
         softcap: float | None,
+        queries_KV_N_D: torch.Tensor,
+        before_KV_N_P: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of `put`'s queries over their rows' slots: (T, H, D).
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from tuneworthy.engine.attention import Attending, LayerAttention, Plans, Rotary, attended, rotated
-from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.attention import Attending, LayerAttention, Plans, attended, rotated
+from tuneworthy.engine.kernels import Kernels, Rotary
 from tuneworthy.engine.packing import Pack
 
 LEAST_ROOM = 128

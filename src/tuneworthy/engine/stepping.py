@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from tuneworthy.engine import kernels
-from tuneworthy.engine.attention import LayerAttention, Rotary
+from tuneworthy.engine.attention import LayerAttention
+from tuneworthy.engine.kernels import Rotary
 from tuneworthy.engine.slots import Beginning, Pool, Slots
 
 
@@ -109,11 +110,12 @@ class Compiled(Stepping):
         if rotary is not None and rotary[0].dtype != query.dtype:
             rotary = rotary[0].to(query.dtype), rotary[1].to(query.dtype)
         queries = quick.put(rows, layer, query, key, value, rotary, how.scale)
-        seen = {"window": how.window, "softcap": how.softcap}
-        if not self.beginning:
-            return quick.attend(rows, layer, queries, None, **seen)
-        before = torch.bmm(queries, self.beginning.keys[layer].transpose(1, 2))
-        output = quick.attend(rows, layer, queries, before, **seen)
+        before = None
+        if self.beginning:
+            before = torch.bmm(queries, self.beginning.keys[layer].transpose(1, 2))
+        output = quick.attend(rows, layer, how.window, how.softcap, queries, before)
+        if self.beginning is None:
+            return output
         output.baddbmm_(before, self.beginning.values[layer])
         return self._joined(output, query.shape[1])
 
