@@ -12,7 +12,7 @@ import torch
 
 from tests.engine.test_generation import prompts, said
 from tests.fakes import tiny
-from tuneworthy.engine import attention, generation, kernels, runner, stepping
+from tuneworthy.engine import attention, functions, generation, kernels, runner, stepping
 from tuneworthy.engine.attention import LayerAttention
 from tuneworthy.engine.kernels import Kernels
 from tuneworthy.engine.slots import Beginning, Shape, Slots
@@ -45,6 +45,13 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+def near(ours: torch.Tensor, exact: torch.Tensor) -> None:
+    """As a whole: what is near nothing has no relative error to speak of."""
+    tolerance = 1e-5 if ours.dtype == torch.float32 else 1e-2
+    assert torch.isfinite(ours).all()
+    assert (ours.float() - exact).norm() <= tolerance * exact.norm() + 1e-6
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [16, 40, 576])
 def test_norms(own: Kernels, dtype: torch.dtype, width: int) -> None:
@@ -52,6 +59,70 @@ def test_norms(own: Kernels, dtype: torch.dtype, width: int) -> None:
     for view in (x[..., :width], x[..., width : 2 * width], x[0, :, :width]):
         exact = view.float() * (view.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
         close(own.norm(view, gain, 1e-5), (exact * gain).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 40, 576])
+@pytest.mark.parametrize("learns", [True, False])
+def test_gradients_of_norms(own: Kernels, dtype: torch.dtype, width: int, learns: bool) -> None:
+    def gradients(way: Kernels | None, dtype: torch.dtype) -> list[torch.Tensor]:
+        x = given.to(dtype).requires_grad_()
+        gain = gains.to(dtype).requires_grad_(learns)
+        output = functions.Norm.apply(x, gain, 1e-5, way)
+        output.backward(weights.to(dtype))
+        return [output, x.grad, *([gain.grad] if learns else [])]
+
+    given, gains, weights = torch.randn(2, 7, width), torch.randn(width), torch.randn(2, 7, width)
+    for ours, exact in zip(gradients(own, dtype), gradients(None, torch.float32)):
+        near(ours, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 16, 35])
+def test_gradients_of_gates(own: Kernels, dtype: torch.dtype, width: int) -> None:
+    given = 6 * torch.randn(2, 3, 5, width)
+    given[:, 0, 0, 0] = torch.tensor([-200.0, 3.0])  # its sigmoid vanishes
+
+    def gradients(way: Kernels | None, dtype: torch.dtype) -> list[torch.Tensor]:
+        gate, up = (x.to(dtype).requires_grad_() for x in given)
+        output = functions.SiLUTimes.apply(gate, up, way)
+        output.backward(torch.linspace(-1, 2, output.numel()).view_as(output).to(dtype))
+        return [output, gate.grad, up.grad]
+
+    for ours, exact in zip(gradients(own, dtype), gradients(None, torch.float32)):
+        near(ours, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [1, 16, 50])
+def test_gradients_of_weights(own: Kernels, dtype: torch.dtype, keys: int) -> None:
+    scores = torch.randn(6, 4, keys).to(dtype).float().requires_grad_()
+    gradient, weights = torch.randn(6, 4, keys).to(dtype), scores.softmax(-1)
+    weights.backward(gradient.float())
+    own.weights_back(gradient, weights.detach().to(dtype))
+    near(gradient, scores.grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [3, 16, 403])
+def test_losses(own: Kernels, dtype: torch.dtype, width: int) -> None:
+    logits = (3 * torch.randn(9, width)).to(dtype)
+    targets = torch.randint(width, (9,))
+    logits[0], targets[0] = 1.0, 1  # as likely as the first: not the one that would be said
+    targets[1] = logits[1].argmax()
+    exact = logits.float().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    losses.sum().backward()
+    kept = logits.clone()
+    found, right = own.lose(logits, targets, learns=False)
+    assert torch.equal(logits, kept) and right[1] and not right[0]
+    assert right.tolist() == (logits.max(-1).indices == targets).tolist()
+    torch.testing.assert_close(found, losses.detach(), rtol=1e-5, atol=1e-5)
+    again, _ = own.lose(logits, targets, learns=True)
+    assert torch.equal(again, found)
+    near(logits, exact.grad)
+    with pytest.raises(IndexError):
+        own.lose(logits, targets + width, learns=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -159,7 +230,7 @@ def test_a_step_is_that_of_pytorchs_operations(
     close(found[3], found[2])
 
 
-@pytest.mark.parametrize("kind", ["llama wide", "qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("kind", tiny.WIDE)
 @pytest.mark.parametrize("shared", [0, 20, 70])
 def test_answers_are_the_same_with_and_without(
     own: Kernels, kind: str, shared: int, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +241,7 @@ def test_answers_are_the_same_with_and_without(
         monkeypatch.setattr(kernels, "found", lambda found=found: found)
         with runner.opened(model) as running:
             assert isinstance(running, runner.Quick) and running.packed.replaced["norms"]
-            assert running.beside.kernels is (None if isinstance(found, str) else own)
+            assert running.kernels is (None if isinstance(found, str) else own)
             answers.append(said(running, asked)[0])
             scores.append(generation.score(running, asked[:4], [[[1, 2, 3], [1, 7]]] * 4))
     assert answers[0] == answers[1]
@@ -184,14 +255,21 @@ def test_kernels_that_are_wrong_give_way(own: Kernels, monkeypatch: pytest.Monke
     )
     with runner.opened(tiny.model("llama wide")) as running:
         assert isinstance(running, runner.Quick) and running.packed.replaced["norms"]
-        assert running.beside.kernels is None and running.slots.kernels is None
+        assert running.kernels is None and running.slots.kernels is None
 
 
 def test_no_kernels_where_they_would_not_fit(own: Kernels) -> None:
-    assert kernels.for_model(torch.float32, CPU, 64) is own
-    assert kernels.for_model(torch.float16, CPU, 64) is None
-    assert kernels.for_model(torch.float32, torch.device("meta"), 64) is None
-    assert kernels.for_model(torch.float32, CPU, 72) is None
+    class Config:
+        head_dim, hidden_size, num_attention_heads = None, 128, 2
+
+    config = Config()
+    assert kernels.for_model(config, torch.float32, CPU) is own
+    assert kernels.for_model(config, torch.float16, CPU) is None
+    assert kernels.for_model(config, torch.float32, torch.device("meta")) is None
+    config.num_attention_heads = 4
+    assert kernels.for_model(config, torch.float32, CPU) is own
+    for config.head_dim, config.num_attention_heads in ((72, 2), (None, 16), (None, None)):
+        assert kernels.for_model(config, torch.float32, CPU) is None
 
 
 @pytest.mark.usefixtures("undecided")
@@ -201,7 +279,7 @@ class TestCompiling:
         found = kernels.found()
         assert isinstance(found, str) and "no C++ compiler" in found and "g++" in found
         with runner.opened(tiny.model("llama wide")) as running:
-            assert isinstance(running, runner.Quick) and running.beside.kernels is None
+            assert isinstance(running, runner.Quick) and running.kernels is None
 
     def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

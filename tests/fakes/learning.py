@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.fakes import tiny
-from tuneworthy.engine import adapters
+from tuneworthy.engine import adapters, kernels
 from tuneworthy.engine.learner import Learner, PackedModel, trusted
 from tuneworthy.engine.packing import Pack, TokenRow
 from tuneworthy.engine.training import TrainingRun
@@ -63,6 +63,11 @@ def learning(
     with trusted(model, some) as packed:
         assert packed.packs and packed.replaced["attention blocks"] == 2
         yield Learner(packed, chosen or settings(max_gradient_norm=1e9), World(), pack_tokens)
+
+
+def kernels_fit(kind: str) -> bool:
+    """Whether a model of this kind takes this machine's kernels, if it has some."""
+    return kind in tiny.WIDE and not isinstance(kernels.found(), str)
 
 
 def gradients(model: nn.Module) -> Gradients:

@@ -72,6 +72,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Architectures that differ where packing and our layers could go wrong."""
+WIDE = ("llama wide", "qwen3", "gemma2", "gemma3_text")
+"""Those with heads wide enough for kernels of our own."""
+WAYS = (*((kind, True) for kind in KINDS), *((kind, False) for kind in WIDE))
+"""Each kind on the way that it takes here, and wide ones without kernels too."""
 
 
 def model(kind: str = "llama", seed: int = 0, **shape: Any) -> Any:

@@ -298,8 +298,9 @@ class PackedAttention(torch.autograd.Function):
         plan: Plan,
         keep: bool,
     ) -> torch.Tensor:
-        flat_q, flat_k = rotated(query, cos, sin, scale), rotated(key, cos, sin)
-        flat_v = rotated(value, None, None)
+        flat_q = rotated(query, cos, sin, scale, plan.kernels)
+        flat_k = rotated(key, cos, sin, 1.0, plan.kernels)
+        flat_v = rotated(value, None, None, 1.0, plan.kernels)
         output, kept = attended(flat_q, flat_k, flat_v, softcap, plan, keep)
         ctx.save_for_backward(flat_q, flat_k, flat_v, cos, sin, *kept)
         ctx.plan, ctx.scale, ctx.softcap = plan, scale, softcap
@@ -309,7 +310,7 @@ class PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         flat_q, flat_k, flat_v, cos, sin, *kept = ctx.saved_tensors
         plan, softcap, width = ctx.plan, ctx.softcap, flat_q.shape[-1]
-        flat_g = rotated(gradients[0], None, None)
+        flat_g = rotated(gradients[0], None, None, 1.0, plan.kernels)
         grad_q: list[torch.Tensor] = []
         own_k: list[torch.Tensor] = []
         own_v: list[torch.Tensor] = []
@@ -326,7 +327,9 @@ class PackedAttention(torch.autograd.Function):
                 weights = next(weights_of, None)
                 if weights is None:
                     weights = _weights(queries, keys, tile, softcap, plan)
-                parts.append(_tile_gradients(tile, queries, keys, values, weights, grads, softcap))
+                parts.append(
+                    _tile_gradients(tile, queries, keys, values, weights, grads, softcap, plan)
+                )
             grad_q += [part[0].view(-1, width) for part in parts]
             # The last tile sees all keys: the others add to its gradients.
             _, grad_k, grad_v = parts.pop()
@@ -344,8 +347,8 @@ class PackedAttention(torch.autograd.Function):
         query = _joined(grad_q).index_select(0, plan.order).view(gradients[0].shape)
         key = _keys_gradient(plan, own_k, [pair[0] for pair in shared])
         value = _keys_gradient(plan, own_v, [pair[1] for pair in shared])
-        query = rotated(query, cos, back, ctx.scale)[:-1].view(query.shape)
-        key = rotated(key, cos, back)[:-1].view(key.shape)
+        query = rotated(query, cos, back, ctx.scale, plan.kernels)[:-1].view(query.shape)
+        key = rotated(key, cos, back, 1.0, plan.kernels)[:-1].view(key.shape)
         return query, key, value, None, None, None, None, None, None
 
 
@@ -357,13 +360,18 @@ def _tile_gradients(
     weights: torch.Tensor,
     grads: torch.Tensor,
     softcap: float | None,
+    plan: Plan,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of a tile's queries, and of the keys and values that it sees."""
     keys, values = keys[:, : tile.keys], values[:, : tile.keys]
     grad_w = torch.bmm(grads, values.transpose(1, 2))
-    grad_s: torch.Tensor = torch.ops.aten._softmax_backward_data.out(
-        grad_w, weights, -1, weights.dtype, grad_input=grad_w
-    )
+    grad_s: torch.Tensor = grad_w
+    if plan.kernels:
+        plan.kernels.weights_back(grad_s, weights)
+    else:
+        torch.ops.aten._softmax_backward_data.out(
+            grad_w, weights, -1, weights.dtype, grad_input=grad_s
+        )
     if softcap is not None:
         scores = torch.bmm(queries, keys.transpose(1, 2))
         grad_s.mul_(1 - torch.tanh(scores / softcap).square())

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tuneworthy import store
-from tuneworthy.engine.kernels import Kernels
 
 MIXTURES = 4
 """Adapters that ran together are kept joined, so many sets of them."""
@@ -73,8 +72,6 @@ class Beside:
     def __init__(self) -> None:
         self.roomy = True
         """Whether there is memory for another copy of the weights, in a quicker order."""
-        self.kernels: Kernels | None = None
-        """Of our own, where this machine has them."""
         self._now: Adapter | None = None
         self._sees_T_R: torch.Tensor | None = None
         """1 where a token's adapter has a rank, 0 where others have; None if there is one."""

@@ -158,7 +158,11 @@ def _how(
         else "products on tiles of rows of like length"
         if packed.packs
         else "the model's own attention",
-        "kernels": "Liger's for norms and gates" if liger() else "PyTorch's",
+        "kernels": "Liger's for norms and gates"
+        if liger()
+        else "our own, for what is between products"
+        if packed.kernels
+        else "PyTorch's",
         "memory": f"about {fit.bytes / 2**30:.1f} GB (estimate)",
     }
     if fit.checkpointing:

@@ -20,91 +20,20 @@ from torch import nn
 from tuneworthy.engine import memory
 from tuneworthy.engine.attention import Attending, LayerAttention, attend
 from tuneworthy.engine.beside import Beside
+from tuneworthy.engine.functions import LowRank, Norm, SiLUTimes
 from tuneworthy.engine.hardware import liger
+from tuneworthy.engine.kernels import Kernels
 
 COPIES = 3
 """Of all weights must fit into memory for a reordered one to be made beside the model's own."""
-CACHED_ROWS = 128
-"""Tokens of a feed-forward block that are worked on at one time."""
 FEW_ROWS = {torch.bfloat16: range(1, 2049), torch.float32: range(2, 129)}
 """Tokens at a time for which reordered weights are worth it, on a processor: beyond, a few per
 cent at most, and one token in 32 bits takes longer."""
 
 
-class _Norm(torch.autograd.Function):
-    """Root-mean-square norm (Zhang and Sennrich 2019) over the last dimension."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gain: torch.Tensor, epsilon: float) -> torch.Tensor:
-        width = x.shape[-1]
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = length.square_().div_(width).add_(epsilon).rsqrt_().to(x.dtype)
-        unit = x * inverse
-        ctx.save_for_backward(unit, inverse, gain)
-        return unit * gain
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        unit, inverse, gain = ctx.saved_tensors
-        grad_x = grad_gain = None
-        if ctx.needs_input_grad[1]:
-            grad_gain = (gradients[0] * unit).flatten(0, -2).sum(0, dtype=torch.float32)
-            grad_gain = grad_gain.to(gain.dtype)
-        if ctx.needs_input_grad[0]:
-            grad_unit = gradients[0] * gain
-            along = torch.linalg.vecdot(grad_unit, unit).unsqueeze(-1).div_(unit.shape[-1])
-            grad_x = grad_unit.addcmul_(unit, along, value=-1).mul_(inverse)
-        return grad_x, grad_gain, None
-
-
-class _LowRank(torch.autograd.Function):
-    """Frozen linear layers of one input, each plus s·B·A (Hu et al. 2021).
-
-    `parts` holds weight, bias, A and B of each layer, one layer after the other. The low-rank
-    parts are computed in the base's number format, and those of one input as one product where
-    that can be: such products are thin, and each costs a pass over the input.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, scales: tuple[float, ...], *parts: Any
-    ) -> tuple[torch.Tensor, ...]:
-        weights, biases, downs, ups = (parts[i::4] for i in range(4))
-        flat = x.reshape(-1, x.shape[-1])
-        down_R_I = torch.cat([down.to(flat.dtype) for down in downs])
-        lows = (flat @ down_R_I.t()).split([len(down) for down in downs], 1)
-        scaled = [(up * scale).to(flat.dtype) for up, scale in zip(ups, scales)]
-        outputs = [
-            nn.functional.linear(flat, weight, bias).addmm_(low_T_R, up.t())
-            for weight, bias, low_T_R, up in zip(weights, biases, lows, scaled)
-        ]
-        ctx.save_for_backward(flat, down_R_I, *weights, *scaled, *lows)
-        ctx.scales, ctx.shape = scales, x.shape
-        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        flat, down_R_I, *rest = ctx.saved_tensors
-        count = len(ctx.scales)
-        weights, ups, lows = (rest[i * count : (i + 1) * count] for i in range(3))
-        grads = [g.reshape(-1, g.shape[-1]) for g in gradients]
-        grad_low = torch.cat([grad @ up for grad, up in zip(grads, ups)], 1)
-        grad_x = None
-        if ctx.needs_input_grad[0]:  # nothing is computed below the lowest trainable layer
-            grad_x = grads[0] @ weights[0]
-            for grad, weight in zip(grads[1:], weights[1:]):
-                grad_x.addmm_(grad, weight)
-            grad_x = grad_x.addmm_(grad_low, down_R_I).view(ctx.shape)
-        grad_down = (grad_low.t() @ flat).float().split([low.shape[1] for low in lows])
-        grad_up = [
-            (grad.t() @ low).float().mul_(scale)
-            for grad, low, scale in zip(grads, lows, ctx.scales)
-        ]
-        of_parts = (g for down, up in zip(grad_down, grad_up) for g in (None, None, down, up))
-        return grad_x, None, *of_parts
-
-
-def _norm(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+def _norm(
+    module: Any, beside: Beside | None, kernels: Kernels | None
+) -> Callable[..., torch.Tensor] | None:
     """For RMSNorm layers, of which some multiply by the weight and some by 1 + weight."""
     name, weight = type(module).__name__, getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -132,13 +61,13 @@ def _norm(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | N
             x, self.weight, epsilon, plus, casting, False
         )
 
-    if beside is not None and beside.kernels:
-        quick, gain_C = beside.kernels, (weight.detach().float() + plus).contiguous()
+    if beside is not None and kernels:
+        quick, gain_C = kernels, (weight.detach().float() + plus).contiguous()
         return lambda self, x: quick.norm(x, gain_C, epsilon)
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         gain = self.weight if plus == 0.0 else (self.weight.float() + plus).to(x.dtype)
-        output: torch.Tensor = _Norm.apply(x, gain, epsilon)
+        output: torch.Tensor = Norm.apply(x, gain, epsilon, kernels)
         return output
 
     return forward
@@ -172,13 +101,15 @@ def _low_rank(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...
             scales.append(module.scaling[name])
             parts += [base.weight, base.bias, module.lora_A[name].weight]
             parts.append(module.lora_B[name].weight)
-        outputs: tuple[torch.Tensor, ...] = _LowRank.apply(x, tuple(scales), *parts)
+        outputs: tuple[torch.Tensor, ...] = LowRank.apply(x, tuple(scales), *parts)
         return outputs
 
     return forward
 
 
-def _adapted_linear(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+def _adapted_linear(
+    module: Any, beside: Beside | None, kernels: Kernels | None
+) -> Callable[..., torch.Tensor] | None:
     low_rank = _low_rank(module) if beside is None else None
     return None if low_rank is None else lambda self, x: low_rank(x)[0]
 
@@ -240,7 +171,9 @@ def _reordered(beside: Beside, *modules: Any) -> _Reordered | None:
     return _Reordered(modules)
 
 
-def _answering_linear(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+def _answering_linear(
+    module: Any, beside: Beside | None, kernels: Kernels | None
+) -> Callable[..., torch.Tensor] | None:
     if beside is None or type(module) is not nn.Linear:
         return None
     ordered = _reordered(beside, module)
@@ -283,47 +216,9 @@ def _is_silu(activation: Any) -> bool:
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
 
 
-class _SiLUTimes(torch.autograd.Function):
-    """silu(gate) × up, a few tokens at a time, so that what is between stays in the cache."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        output = torch.empty_like(gate)
-        for some_gate, some_up, some in _few_at_a_time(gate, up, output):
-            torch.ops.aten.silu.out(some_gate, out=some)
-            some.mul_(some_up)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        grads = torch.empty_like(gate), torch.empty_like(up)
-        parts = _few_at_a_time(gate, up, gradients[0].contiguous(), *grads)
-        for some_gate, some_up, some, grad_gate, grad_up in parts:
-            torch.ops.aten.silu.out(some_gate, out=grad_up)
-            grad_up.mul_(some)
-            torch.mul(some, some_up, out=grad_gate)
-            torch.ops.aten.silu_backward.grad_input(grad_gate, some_gate, grad_input=grad_gate)
-        return grads
-
-
-def _few_at_a_time(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The same lines of tensors of one shape."""
-    flat = [tensor.view(-1, tensor.shape[-1]) for tensor in tensors]
-    return zip(*(tensor.split(CACHED_ROWS) for tensor in flat))
-
-
-def _silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    if liger():
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-        return LigerSiLUMulFunction.apply(gate, up)
-    output: torch.Tensor = _SiLUTimes.apply(gate, up)
-    return output
-
-
-def _gated(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+def _gated(
+    module: Any, beside: Beside | None, kernels: Kernels | None
+) -> Callable[..., torch.Tensor] | None:
     """For a gated feed-forward block: down(act(gate(x)) × up(x))."""
     parts = {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if {name for name, _ in module.named_children()} != parts:
@@ -335,6 +230,14 @@ def _gated(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | 
     )
     apart = beside is not None and gate is not None and up is not None and silu
     both = _together(None if apart else beside, module.gate_proj, module.up_proj)
+
+    def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        if liger():
+            from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+            return LigerSiLUMulFunction.apply(gate, up)
+        output: torch.Tensor = SiLUTimes.apply(gate, up, kernels)
+        return output
 
     def few(x: torch.Tensor) -> torch.Tensor:
         """In oneDNN's own calls; with something between them where an adapter goes beside."""
@@ -350,14 +253,16 @@ def _gated(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | 
         else:
             gated, raised = both(x)
             quick = silu and beside is None
-            inner = _silu_times(gated, raised) if quick else self.act_fn(gated) * raised
+            inner = silu_times(gated, raised) if quick else self.act_fn(gated) * raised
         output: torch.Tensor = self.down_proj(inner, **plus)
         return output
 
     return forward
 
 
-def _attention(module: Any, beside: Beside | None) -> Callable[..., Any] | None:
+def _attention(
+    module: Any, beside: Beside | None, kernels: Kernels | None
+) -> Callable[..., Any] | None:
     """For self-attention with q, k, v, o projections and rotary embedding over the whole head."""
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "layer_idx")
     if not all(hasattr(module, part) for part in parts) or hasattr(module, "sinks"):
@@ -396,7 +301,9 @@ def _attention(module: Any, beside: Beside | None) -> Callable[..., Any] | None:
     return forward
 
 
-def _layer(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | None:
+def _layer(
+    module: Any, beside: Beside | None, kernels: Kernels | None
+) -> Callable[..., torch.Tensor] | None:
     """For a decoder layer that norms, attends, norms and feeds forward, adding each result.
 
     After the attention of the last one nobody looks at any token but those that predict labels.
@@ -437,7 +344,9 @@ def _layer(module: Any, beside: Beside | None) -> Callable[..., torch.Tensor] | 
 
 
 @contextmanager
-def replaced(model: Any, beside: Beside | None = None) -> Iterator[dict[str, int]]:
+def replaced(
+    model: Any, beside: Beside | None = None, kernels: Kernels | None = None
+) -> Iterator[dict[str, int]]:
     """The model with every recognised layer on its quicker way; how many of each kind.
 
     With `beside` for answering: no gradients are wanted, and weights stay as they are meanwhile.
@@ -458,7 +367,7 @@ def replaced(model: Any, beside: Beside | None = None) -> Iterator[dict[str, int
     try:
         for module in list(model.modules()):
             for kind, recognise in kinds.items():
-                forward = recognise(module, beside)
+                forward = recognise(module, beside, kernels)
                 if forward is not None:
                     module.forward = types.MethodType(forward, module)
                     changed.append(module)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tuneworthy.engine import attention, flex, layers, packing
+from tuneworthy.engine import attention, flex, kernels, layers, packing
 from tuneworthy.engine.adapters import parameter_groups
 from tuneworthy.engine.loss import completion_loss
 from tuneworthy.engine.packing import Pack, TokenRow
@@ -51,6 +51,8 @@ class PackedModel(nn.Module):
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = self.causal.config.get_text_config()
         self.packs = False
+        self.kernels = kernels.for_model(self.config, self.causal.dtype, self.device)
+        """Of our own, where this machine has some and they are trusted."""
         self.replaced: dict[str, int] = {}
 
     @property
@@ -69,12 +71,13 @@ class PackedModel(nn.Module):
             hidden_L_C,
             pack.targets_L.to(self.device),
             self.softcap,
+            self.kernels,
         )
 
     def _plans(self, pack: Pack) -> attention.Attending:
         if self.device.type == "cuda":
             return flex.FlexPlans(pack, self.device)
-        return attention.Plans(pack, self.config, self.device)
+        return attention.Plans(pack, self.config, self.device, kernels=self.kernels)
 
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Last hidden states at the positions that predict labels, shape (L, C)."""
@@ -114,12 +117,15 @@ def trusted(model: Any, rows: Sequence[TokenRow]) -> Iterator[PackedModel]:
     own = [_own_logits(packed, row) for row in rows]
     native = packed.config._attn_implementation
     with ExitStack() as stack:
-        for quick in (True, False):
+        ways = [(True, packed.kernels)] if packed.kernels else []
+        for quick, packed.kernels in (*ways, (True, None), (False, None)):
             packed.causal.set_attn_implementation(attention.NAME)
             packed.packs, packed.replaced = True, {}
             attempt = stack.enter_context(ExitStack())
             if quick:
-                packed.replaced = attempt.enter_context(layers.replaced(model))
+                packed.replaced = attempt.enter_context(
+                    layers.replaced(model, kernels=packed.kernels)
+                )
             if _agrees(packed, rows, own):
                 yield packed
                 return

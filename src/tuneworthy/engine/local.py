@@ -24,7 +24,6 @@ from tuneworthy.engine import (
     hardware,
     kernels,
     runner,
-    slots,
 )
 from tuneworthy.engine.generation import OnText, Row, Scheduler, row_seed
 from tuneworthy.engine.models import Located, load_causal
@@ -88,15 +87,13 @@ class LocalEngine:
                 "number_format_why": self.format.why,
                 "chat_template": "the model's own" if self.chat.template else "plain (it has none)",
                 "chat_template_sha256": store.sha256_text(self.chat.template or ""),
-                "kernels": "own" if self._kernels(config) else "none",
+                "kernels": "own"
+                if kernels.for_model(config, self.format.dtype, torch.device(self.format.device))
+                else "none",
                 "kernels_why": kernels.state(),
                 "threads": torch.get_num_threads(),
             },
         )
-
-    def _kernels(self, config: Any) -> kernels.Kernels | None:
-        device, width = torch.device(self.format.device), slots.Shape.of(config).width
-        return kernels.for_model(self.format.dtype, device, width)
 
     def count(self, prompt: Prompt, completion: str | None = None) -> int:
         if completion is None:

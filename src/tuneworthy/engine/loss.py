@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tuneworthy.engine.kernels import NAMES, Kernels
+
 CHUNK_LABELS = 256
 """Whose logits exist at one time."""
 SOFTMAX_LABELS = 16
@@ -34,6 +36,25 @@ def _softmax_(
     return losses_N
 
 
+def _lost_(
+    logits_N_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    softcap: float | None,
+    kernels: Kernels | None,
+    learns: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses (N,), the logits becoming the gradient of their sum if it `learns`; and if it does
+    not, whether each target is the likeliest token.
+    """
+    if kernels and softcap is None and logits_N_V.dtype in NAMES:
+        return kernels.lose(logits_N_V, targets_N, learns=learns)
+    right = torch.zeros_like(targets_N, dtype=torch.bool)
+    if not learns:
+        right = logits_N_V.argmax(-1) == targets_N
+    parts = zip(logits_N_V.split(SOFTMAX_LABELS), targets_N.split(SOFTMAX_LABELS))
+    return torch.cat([_softmax_(some, wanted, softcap) for some, wanted in parts]), right
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -44,6 +65,7 @@ class _Loss(torch.autograd.Function):
         targets_L: torch.Tensor,
         softcap: float | None,
         learns: bool,
+        kernels: Kernels | None,
     ) -> torch.Tensor:
         # The context says what requires gradients, even where none are being recorded.
         wants_hidden, wants_weight, wants_bias = (learns and x for x in ctx.needs_input_grad[:3])
@@ -56,16 +78,9 @@ class _Loss(torch.autograd.Function):
             chunk = slice(start, start + CHUNK_LABELS)
             hidden, targets = hidden_L_C[chunk], targets_L[chunk]
             logits = nn.functional.linear(hidden, weight_V_C, bias_V)
-            if not (wants_hidden or wants_weight or wants_bias):
-                right_L[chunk] = logits.argmax(-1) == targets
             # The gradient takes the place of the logits.
-            losses_L[chunk] = torch.cat(
-                [
-                    _softmax_(some, wanted, softcap)
-                    for some, wanted in zip(
-                        logits.split(SOFTMAX_LABELS), targets.split(SOFTMAX_LABELS)
-                    )
-                ]
+            losses_L[chunk], right_L[chunk] = _lost_(
+                logits, targets, softcap, kernels, wants_hidden or wants_weight or wants_bias
             )
             if grad_hidden is not None:
                 grad_hidden[chunk] = logits @ weight_V_C
@@ -80,11 +95,15 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         scale = gradients[0]
-        return (*(None if g is None else g.mul_(scale) for g in ctx.gradients), None, None, None)
+        return (*(None if g is None else g.mul_(scale) for g in ctx.gradients), *[None] * 4)
 
 
 def completion_loss(
-    head: Any, hidden_L_C: torch.Tensor, targets_L: torch.Tensor, softcap: float | None
+    head: Any,
+    hidden_L_C: torch.Tensor,
+    targets_L: torch.Tensor,
+    softcap: float | None,
+    kernels: Kernels | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Summed negative log-likelihood (nats) of the labels; each label's own, shape (L,); and
     whether the label is the likeliest token (known only where no gradient is wanted).
@@ -93,9 +112,8 @@ def completion_loss(
     flow through the sum.
     """
     if type(head) is nn.Linear:
-        return _Loss.apply(
-            hidden_L_C, head.weight, head.bias, targets_L, softcap, torch.is_grad_enabled()
-        )
+        learns = torch.is_grad_enabled()
+        return _Loss.apply(hidden_L_C, head.weight, head.bias, targets_L, softcap, learns, kernels)
 
     def one(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = head(hidden).float()

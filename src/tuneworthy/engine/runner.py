@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from tuneworthy.engine import attention, kernels, layers, packing, stepping
+from tuneworthy.engine import attention, layers, packing, stepping
 from tuneworthy.engine.attention import Attending
 from tuneworthy.engine.beside import Adapter, Beside
 from tuneworthy.engine.learner import PackedModel
@@ -92,6 +92,7 @@ class Quick:
 
     def __init__(self, packed: PackedModel, beside: Beside) -> None:
         self.packed, self.config, self.beside = packed, packed.config, beside
+        self.kernels = packed.kernels
         self.adapts = bool(packed.replaced.get("linear layers"))
         self.shape, self.dtype = Shape.of(self.config), packed.causal.dtype
         self.slots = self._new_slots()
@@ -104,7 +105,7 @@ class Quick:
         self._kept: dict[tuple[Adapter | None, tuple[int, ...]], Beginning] = {}
 
     def _new_slots(self) -> Slots:
-        return Slots(self.shape, self.dtype, self.packed.device, self.beside.kernels)
+        return Slots(self.shape, self.dtype, self.packed.device, self.kernels)
 
     def row_bytes(self, tokens: int) -> int:
         return tokens * self.shape.bytes(self.dtype.itemsize)
@@ -201,8 +202,8 @@ class Quick:
         return self._logits(hidden_B_1_C[:, 0])
 
     def likeliest(self, logits_N_V: torch.Tensor) -> list[int]:
-        if self.beside.kernels:
-            return self.beside.kernels.likeliest(logits_N_V).tolist()
+        if self.kernels:
+            return self.kernels.likeliest(logits_N_V).tolist()
         return _likeliest(logits_N_V)
 
     def free(self, row: int) -> None:
@@ -248,8 +249,8 @@ class Quick:
             logits_N_V = self._logits(hidden_N_C[chunk])
             mine = ((source_L >= start) & (source_L < start + LOGITS_ROWS)).nonzero()[:, 0]
             at, to = ((source_L[mine] - start).to(chunk.device), target_L[mine].to(chunk.device))
-            if self.beside.kernels:
-                sums_N = self.beside.kernels.log_sums(logits_N_V)
+            if self.kernels:
+                sums_N = self.kernels.log_sums(logits_N_V)
                 found_L[mine] = logits_N_V[at, to].float() - sums_N[at]
             else:
                 found_L[mine] = logits_N_V.log_softmax(-1, dtype=torch.float32)[at, to].cpu()
@@ -370,10 +371,9 @@ def opened(model: Any) -> Iterator[Runner]:
     wanted = [_own_logits(packed, row) for row in rows]
     try:
         packed.causal.set_attn_implementation(attention.NAME)
-        own = kernels.for_model(packed.causal.dtype, packed.device, Shape.of(packed.config).width)
-        ways = [(layers.replaced, own)] if own else []
-        for way, beside.kernels in (*ways, (layers.replaced, None), (_as_it_is, None)):
-            with way(model, beside) as replaced:
+        ways = [(layers.replaced, packed.kernels)] if packed.kernels else []
+        for way, packed.kernels in (*ways, (layers.replaced, None), (_as_it_is, None)):
+            with way(model, beside, packed.kernels) as replaced:
                 packed.replaced = replaced
                 runner = Quick(packed, beside)
                 if _agrees(runner, rows, wanted):
@@ -386,7 +386,7 @@ def opened(model: Any) -> Iterator[Runner]:
 
 
 @contextmanager
-def _as_it_is(model: Any, beside: Beside) -> Iterator[dict[str, int]]:
+def _as_it_is(model: Any, beside: Beside, kernels: None) -> Iterator[dict[str, int]]:
     """The model with none of its layers replaced."""
     yield {}
 

@@ -73,8 +73,8 @@ def prompts(shared: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("shared", [0, 30])
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_batches_say_what_single_rows_say(kind: str, shared: int) -> None:
+@pytest.mark.parametrize(("kind", "kernels_here"), tiny.WAYS, indirect=["kernels_here"])
+def test_batches_say_what_single_rows_say(kind: str, kernels_here: bool, shared: int) -> None:
     model, asked = tiny.model(kind), prompts(shared)
     window = getattr(model.config, "sliding_window", None)
     assert window is None or max(map(len, asked)) > 2 * window

@@ -16,9 +16,9 @@ from tuneworthy.engine.packing import TokenRow, pack
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize(("kind", "kernels_here"), tiny.WAYS, indirect=["kernels_here"])
 def test_packed_rows_learn_what_single_rows_learn(
-    kind: str, method: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, kernels_here: bool, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "TILE_OVERHEAD", 500)  # several groups of few rows
     rows, model = learning.rows(), learning.prepared(kind, method)
@@ -26,6 +26,7 @@ def test_packed_rows_learn_what_single_rows_learn(
     one = pack(rows, block=8)
     assert len(one.groups) > 1 and len(one.groups[-1].tiles) == 5
     with learning.learning(model, rows) as learner:
+        assert bool(learner.packed.kernels) == (kernels_here and learning.kernels_fit(kind))
         learning.same(learning.packed_gradients(learner.packed, [one]), wanted)
         alone = [pack([row], block=8) for row in rows]
         learning.same(learning.packed_gradients(learner.packed, alone), wanted)

@@ -1,7 +1,7 @@
 """Kernels of our own for processors: `kernels.cpp`, compiled once on the machine that it runs on.
 
-A compiler makes of it what this very processor can do. Where there is none, or no OpenMP, answers
-come through PyTorch's operations alone: the same ones, more slowly.
+A compiler makes of it what this very processor can do. Where there is none, or no OpenMP, everything
+goes through PyTorch's operations alone: with the same results, more slowly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from tuneworthy import store
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 COMPILE_SECONDS = 120
@@ -49,9 +49,14 @@ class Rows(ctypes.Structure):
 
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "x": ctypes.c_float, "i": ctypes.c_int}
 SIGNATURES = {
-    "norm": "pnppnnxi",
+    "norm": "pnpppnnxi",
+    "norm_back": "pppppnni",
+    "gate": "pppni",
+    "gate_back": "pppppni",
     "turn": "pnppnxpnnni",
     "weights": "pnnnnxi",
+    "weights_back": "ppnni",
+    "lose": "ppnnippi",
     "likeliest": "pnnnppi",
     "put": "pnpnpnpnppnxpi",
     "attend": "pnnxpppi",
@@ -72,8 +77,17 @@ class Kernels:
                 function.argtypes, function.restype = [_KINDS[kind] for kind in kinds], None
                 self._run[name, dtype] = function
 
-    def norm(self, x: torch.Tensor, gain_C: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Root-mean-square norm (Zhang and Sennrich 2019) of x (…, C) times `gain_C` in 32 bits."""
+    def norm(
+        self,
+        x: torch.Tensor,
+        gain_C: torch.Tensor,
+        epsilon: float,
+        inverses: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Root-mean-square norm (Zhang and Sennrich 2019) of x (…, C) times `gain_C` in 32 bits.
+
+        `inverses` (rows,), in 32 bits, is filled with what each row was multiplied by.
+        """
         width = x.shape[-1]
         flat = x.reshape(-1, width)
         if flat.stride(1) != 1:
@@ -81,9 +95,49 @@ class Kernels:
         output = torch.empty(x.shape, dtype=x.dtype)
         self._run["norm", x.dtype](
             *(flat.data_ptr(), flat.stride(0), gain_C.data_ptr(), output.data_ptr()),
+            None if inverses is None else inverses.data_ptr(),
             *(len(flat), width, epsilon, torch.get_num_threads()),
         )
         return output
+
+    def norm_back(
+        self,
+        gradient: torch.Tensor,
+        x: torch.Tensor,
+        inverses: torch.Tensor,
+        gain_C: torch.Tensor,
+    ) -> torch.Tensor:
+        """Gradient of the norm's x, given that of its output and what `norm` left."""
+        gradient, x = gradient.contiguous(), x.contiguous()
+        output = torch.empty_like(x)
+        self._run["norm_back", x.dtype](
+            *(gradient.data_ptr(), x.data_ptr(), inverses.data_ptr(), gain_C.data_ptr()),
+            *(output.data_ptr(), len(inverses), x.shape[-1], torch.get_num_threads()),
+        )
+        return output
+
+    def gate(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) × up."""
+        gate, up = gate.contiguous(), up.contiguous()
+        output = torch.empty_like(gate)
+        self._run["gate", gate.dtype](
+            *(gate.data_ptr(), up.data_ptr(), output.data_ptr()),
+            *(gate.numel(), torch.get_num_threads()),
+        )
+        return output
+
+    def gate_back(
+        self, gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of both, given that of `gate`'s output."""
+        gradient, gate, up = gradient.contiguous(), gate.contiguous(), up.contiguous()
+        grads = torch.empty_like(gate), torch.empty_like(up)
+        self._run["gate_back", gate.dtype](
+            *(gradient.data_ptr(), gate.data_ptr(), up.data_ptr()),
+            *(grads[0].data_ptr(), grads[1].data_ptr()),
+            *(gate.numel(), torch.get_num_threads()),
+        )
+        return grads
 
     def turn(
         self, x_T_H_D: torch.Tensor, rotary: Rotary | None, scale: float, out: torch.Tensor
@@ -105,6 +159,31 @@ class Kernels:
             *(scores_N_B_S.data_ptr(), scores_N_B_S.shape[0] * block, block, keys),
             *(window or 0, softcap or 0.0, torch.get_num_threads()),
         )
+
+    def weights_back(self, gradients: torch.Tensor, weights: torch.Tensor) -> None:
+        """Gradients of the scores in place of those of their weights, both (…, S) and whole."""
+        keys = weights.shape[-1]
+        self._run["weights_back", weights.dtype](
+            *(gradients.data_ptr(), weights.data_ptr(), weights.numel() // keys, keys),
+            torch.get_num_threads(),
+        )
+
+    def lose(
+        self, logits_N_V: torch.Tensor, targets_N: torch.Tensor, *, learns: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (N,) of targets in nats, and whether each is the likeliest token, (N,).
+
+        Where it `learns`, the logits become the gradient of the losses' sum.
+        """
+        lines, width = logits_N_V.shape
+        if lines and not 0 <= int(targets_N.min()) <= int(targets_N.max()) < width:
+            raise IndexError("a target is no token of the vocabulary")
+        losses, right = torch.empty(lines), torch.empty(lines, dtype=torch.bool)
+        self._run["lose", logits_N_V.dtype](
+            *(logits_N_V.data_ptr(), targets_N.data_ptr(), lines, width, int(learns)),
+            *(losses.data_ptr(), right.data_ptr(), torch.get_num_threads()),
+        )
+        return losses, right
 
     def likeliest(self, logits_N_V: torch.Tensor) -> torch.Tensor:
         """Where each line's highest logit is, the first of equals: (N,)."""
@@ -210,9 +289,12 @@ def state() -> str:
     return f"none, so that answers take longer: {kernels}"
 
 
-def for_model(dtype: torch.dtype, device: torch.device, head_width: int) -> Kernels | None:
-    """Kernels that a model can be answered with."""
-    if device.type != "cpu" or dtype not in NAMES or head_width % LANES:
+def for_model(config: Any, dtype: torch.dtype, device: torch.device) -> Kernels | None:
+    """Kernels that fit a model of transformers' configuration, if this machine has them."""
+    width = getattr(config, "head_dim", None)
+    if width is None and getattr(config, "num_attention_heads", None):
+        width = config.hidden_size // config.num_attention_heads
+    if device.type != "cpu" or dtype not in NAMES or not width or width % LANES:
         return None
     kernels = found()
     return kernels if isinstance(kernels, Kernels) else None
@@ -223,7 +305,9 @@ def _library(folder: Path) -> Path:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise Unavailable("there is no C++ compiler (on Debian: apt-get install g++)")
-    made_of = [SOURCE.read_text("utf-8"), *FLAGS, str(Path(compiler).resolve()), _processor()]
+    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in {".h", ".cpp"})
+    texts = [path.read_text("utf-8") for path in sources]
+    made_of = [*texts, *FLAGS, str(Path(compiler).resolve()), _processor()]
     target = folder / f"{store.sha256_json(made_of)[:16]}.so"
     if target.exists():
         return target
@@ -231,7 +315,7 @@ def _library(folder: Path) -> Path:
     draft = folder / f"{secrets.token_hex(8)}.draft"
     try:
         done = subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(draft)],
+            [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(draft)],
             capture_output=True,
             text=True,
             timeout=COMPILE_SECONDS,

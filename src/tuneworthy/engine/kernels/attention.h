@@ -1,168 +1,16 @@
-// What answering does between products, for processors: each function is one pass over memory
-// where eager PyTorch makes several. Compiled on the machine that it runs on (see kernels.py).
+// Attention of packs, whose products are made elsewhere, and of rows that are answered.
 //
-// Numbers are stored as float or bfloat16 and computed with as float. Pointers come from tensors
-// whose shapes, strides and number formats kernels.py has checked. Suffixes of names are shapes:
-// B rows, Q new tokens of each, H heads, K heads of keys, G = H / K, D width, S room of a slot.
+// Suffixes of names are shapes: B rows, Q new tokens of each, H heads, K heads of keys, G = H / K,
+// D width, S room of a slot, N queries, P tokens that all rows begin with.
+
+#pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
 #include <vector>
 
+#include "layers.h"
+
 namespace {
-
-constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
-typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t))));
-typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
-
-struct Bfloat16 {
-  uint16_t bits;
-};
-
-inline float load(const float* at) { return *at; }
-inline float load(const Bfloat16* at) {
-  uint32_t word = uint32_t(at->bits) << 16;
-  float value;
-  std::memcpy(&value, &word, sizeof value);
-  return value;
-}
-inline void save(float* at, float value) { *at = value; }
-inline void save(Bfloat16* at, float value) {
-  uint32_t word;
-  std::memcpy(&word, &value, sizeof word);
-  // To the nearest, of two equally near the even one; what is no number stays none.
-  at->bits = value != value ? 0x7fc0 : uint16_t((word + 0x7fff + ((word >> 16) & 1)) >> 16);
-}
-inline Floats load_lanes(const float* at) {
-  Floats lanes;
-  std::memcpy(&lanes, at, sizeof lanes);
-  return lanes;
-}
-inline Floats load_lanes(const Bfloat16* at) {
-  Halves halves;
-  std::memcpy(&halves, at, sizeof halves);
-  Words words = __builtin_convertvector(halves, Words) << 16;
-  Floats lanes;
-  std::memcpy(&lanes, &words, sizeof lanes);
-  return lanes;
-}
-inline void save_lanes(float* at, Floats lanes) { std::memcpy(at, &lanes, sizeof lanes); }
-inline void save_lanes(Bfloat16* at, Floats lanes) {
-  Words words;
-  std::memcpy(&words, &lanes, sizeof words);
-  Words nan = (Words)(lanes != lanes);
-  words = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
-  words = (nan & 0x7fc0) | (~nan & words);
-  Halves halves = __builtin_convertvector(words, Halves);
-  std::memcpy(at, &halves, sizeof halves);
-}
-// Of all lanes, half of them at a time.
-inline float sum(Floats lanes) {
-  typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
-  typedef float Four __attribute__((vector_size(4 * sizeof(float))));
-  Eight eights[2];
-  std::memcpy(eights, &lanes, sizeof eights);
-  eights[0] += eights[1];
-  Four fours[2];
-  std::memcpy(fours, eights, sizeof fours);
-  fours[0] += fours[1];
-  return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
-}
-
-// e^x for x <= 0, to about two units in the last place: 2^n times a polynomial of the rest
-// (Cephes' expf, S. Moshier). Below -87 it is 0.
-inline Floats exp_lanes(Floats x) {
-  Ints tiny = x < -87.0f;
-  Floats bounded = (Floats)((~tiny & (Ints)x));
-  Floats scaled = bounded * 1.44269504088896341f - 0.5f;
-  Ints n = __builtin_convertvector(scaled, Ints);  // towards 0: to the nearest, as x <= 0
-  Floats whole = __builtin_convertvector(n, Floats);
-  Floats r = bounded - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  Floats power = (Floats)((n + 127) << 23);
-  return (Floats)(~tiny & (Ints)(p * power));
-}
-
-constexpr float HIDDEN = -std::numeric_limits<float>::infinity();
-
-template <typename T>
-void norm(const T* x, int64_t stride, const float* gain, T* out, int64_t rows, int64_t width,
-          float epsilon, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t row = 0; row < rows; row++) {
-    const T* from = x + row * stride;
-    T* to = out + row * width;
-    Floats squares = {};
-    float rest = 0;
-    int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-      Floats lanes = load_lanes(from + i);
-      squares += lanes * lanes;
-    }
-    for (int64_t j = i; j < width; j++) rest += load(from + j) * load(from + j);
-    float inverse = 1 / std::sqrt((sum(squares) + rest) / width + epsilon);
-    for (i = 0; i + LANES <= width; i += LANES)
-      save_lanes(to + i, load_lanes(from + i) * inverse * load_lanes(gain + i));
-    for (; i < width; i++) save(to + i, load(from + i) * inverse * gain[i]);
-  }
-}
-
-template <typename T>
-inline void load_line(float* line, const T* at, int64_t count) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) save_lanes(line + i, load_lanes(at + i));
-  for (; i < count; i++) line[i] = load(at + i);
-}
-template <typename T>
-inline void store_line(T* at, const float* line, int64_t count, float scale) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) save_lanes(at + i, load_lanes(line + i) * scale);
-  for (; i < count; i++) save(at + i, line[i] * scale);
-}
-
-// One head's line of D numbers, turned by its rotary embedding (or as it is), times `scale`.
-template <typename T>
-inline void turn_one(const T* x, const T* cos, const T* sin, float scale, T* out, int64_t width) {
-  const int64_t half = width / 2;
-  int64_t i = 0;
-  if (!cos) {
-    for (; i < width; i += LANES) save_lanes(out + i, load_lanes(x + i) * scale);
-    return;
-  }
-  for (; i + LANES <= half; i += LANES) {
-    Floats c = load_lanes(cos + i) * scale, s = load_lanes(sin + i) * scale;
-    Floats first = load_lanes(x + i), second = load_lanes(x + half + i);
-    save_lanes(out + i, first * c - second * s);
-    save_lanes(out + half + i, second * c + first * s);
-  }
-  for (; i < half; i++) {
-    float c = load(cos + i) * scale, s = load(sin + i) * scale;
-    float first = load(x + i), second = load(x + half + i);
-    save(out + i, first * c - second * s);
-    save(out + half + i, second * c + first * s);
-  }
-}
-
-template <typename T>
-void turn(const T* x, int64_t stride, const T* cos, const T* sin, int64_t turn_stride, float scale,
-          T* out, int64_t tokens, int64_t heads, int64_t width, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t token = 0; token < tokens; token++)
-    for (int64_t h = 0; h < heads; h++)
-      turn_one(x + token * stride + h * width, cos ? cos + token * turn_stride : nullptr,
-               cos ? sin + token * turn_stride : nullptr, scale,
-               out + (token * heads + h) * width, width);
-}
 
 // Scores of one query to exponentials, in place: those of keys `first` to `last` (not itself), 0 for
 // all others; gives what makes weights of them. There is room for whole lanes in `line`.
@@ -186,8 +34,6 @@ inline float soften(float* line, int64_t first, int64_t last, int64_t whole, flo
   }
   return 1 / sum(together);
 }
-
-inline int64_t whole_lanes(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
 // (N, block, S) scores of queries that stand one behind the other, the last at the last key.
 template <typename T>
@@ -213,38 +59,22 @@ void weights(T* scores, int64_t lines, int64_t block, int64_t keys, int64_t wind
   }
 }
 
-// Of each line's logarithms: where the highest is, the first of equals; and that of the sum.
+// Gradients of scores in place of those of their weights: w · (g − Σ g · w) along each line.
 template <typename T>
-void likeliest(const T* logits, int64_t stride, int64_t lines, int64_t width, int64_t* highest,
-               float* sums, int threads) {
+void weights_back(T* gradients, const T* weights, int64_t lines, int64_t keys, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t n = 0; n < lines; n++) {
-    const T* line = logits + n * stride;
-    Floats most = Floats{} + HIDDEN;
+    T* g = gradients + n * keys;
+    const T* w = weights + n * keys;
+    Floats along = {};
+    float rest = 0;
     int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-      Floats lanes = load_lanes(line + i);
-      most = most > lanes ? most : lanes;
-    }
-    float top = HIDDEN;
-    for (int j = 0; j < LANES; j++) top = std::max(top, most[j]);
-    for (; i < width; i++) top = std::max(top, load(line + i));
-    if (highest) {
-      highest[n] = 0;
-      for (i = 0; i < width; i++)
-        if (load(line + i) == top) {
-          highest[n] = i;
-          break;
-        }
-    }
-    if (sums) {
-      Floats together = {};
-      float rest = 0;
-      for (i = 0; i + LANES <= width; i += LANES)
-        together += exp_lanes(load_lanes(line + i) - top);
-      for (; i < width; i++) rest += std::exp(load(line + i) - top);
-      sums[n] = top + std::log(sum(together) + rest);
-    }
+    for (; i + LANES <= keys; i += LANES) along += load_lanes(g + i) * load_lanes(w + i);
+    for (; i < keys; i++) rest += load(g + i) * load(w + i);
+    const float mean = sum(along) + rest;
+    for (i = 0; i + LANES <= keys; i += LANES)
+      save_lanes(g + i, load_lanes(w + i) * (load_lanes(g + i) - mean));
+    for (; i < keys; i++) save(g + i, load(w + i) * (load(g + i) - mean));
   }
 }
 
@@ -337,7 +167,6 @@ struct Rows {
   const int64_t* depths_BQ;   // how far each new token stands behind them
   const uint8_t* sees_BQQ;    // which of the new ones see which
 };
-
 }
 
 namespace {
@@ -444,39 +273,3 @@ void attend(const Rows& rows, int64_t layer, int64_t window, float softcap, cons
 }
 
 }  // namespace
-
-// Each function for both ways of storing numbers.
-#define FOR(T, NAME)                                                                               \
-  void norm_##NAME(const T* x, int64_t stride, const float* gain, T* out, int64_t rows,            \
-                   int64_t width, float epsilon, int threads) {                                    \
-    norm(x, stride, gain, out, rows, width, epsilon, threads);                                     \
-  }                                                                                                \
-  void turn_##NAME(const T* x, int64_t stride, const T* cos, const T* sin, int64_t turn_stride,    \
-                   float scale, T* out, int64_t tokens, int64_t heads, int64_t width,              \
-                   int threads) {                                                                  \
-    turn(x, stride, cos, sin, turn_stride, scale, out, tokens, heads, width, threads);             \
-  }                                                                                                \
-  void weights_##NAME(T* scores, int64_t lines, int64_t block, int64_t keys, int64_t window,       \
-                      float softcap, int threads) {                                                \
-    weights(scores, lines, block, keys, window, softcap, threads);                                 \
-  }                                                                                                \
-  void likeliest_##NAME(const T* logits, int64_t stride, int64_t lines, int64_t width,             \
-                        int64_t* highest, float* sums, int threads) {                              \
-    likeliest(logits, stride, lines, width, highest, sums, threads);                               \
-  }                                                                                                \
-  void put_##NAME(const Rows* rows, int64_t layer, const T* query, int64_t query_stride,           \
-                  const T* key, int64_t key_stride, const T* value, int64_t value_stride,          \
-                  const T* cos, const T* sin, int64_t turn_stride, float scale, T* queries,        \
-                  int threads) {                                                                   \
-    put(*rows, layer, query, query_stride, key, key_stride, value, value_stride, cos, sin,         \
-        turn_stride, scale, queries, threads);                                                     \
-  }                                                                                                \
-  void attend_##NAME(const Rows* rows, int64_t layer, int64_t window, float softcap,               \
-                     const T* queries, T* before, T* out, int threads) {                           \
-    attend(*rows, layer, window, softcap, queries, before, out, threads);                          \
-  }
-
-extern "C" {
-FOR(float, float32)
-FOR(Bfloat16, bfloat16)
-}

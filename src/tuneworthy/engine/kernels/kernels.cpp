@@ -1,0 +1,64 @@
+// What is done between products, for processors: each function is one pass over memory where eager
+// PyTorch makes several. Compiled on the machine that it runs on, see __init__.py.
+//
+// Numbers are stored as float or bfloat16 and computed with as float. Pointers come from tensors
+// whose shapes, strides and number formats __init__.py has checked.
+
+#include "attention.h"
+#include "layers.h"
+#include "vocabulary.h"
+
+// Each function for both ways of storing numbers.
+#define FOR(T, NAME)                                                                               \
+  void norm_##NAME(const T* x, int64_t stride, const float* gain, T* out, float* inverses,         \
+                   int64_t rows, int64_t width, float epsilon, int threads) {                      \
+    norm(x, stride, gain, out, inverses, rows, width, epsilon, threads);                           \
+  }                                                                                                \
+  void norm_back_##NAME(const T* gradient, const T* x, const float* inverses, const float* gain,   \
+                        T* out, int64_t rows, int64_t width, int threads) {                        \
+    norm_back(gradient, x, inverses, gain, out, rows, width, threads);                             \
+  }                                                                                                \
+  void gate_##NAME(const T* gates, const T* ups, T* out, int64_t count, int threads) {             \
+    gate(gates, ups, out, count, threads);                                                         \
+  }                                                                                                \
+  void gate_back_##NAME(const T* gradients, const T* gates, const T* ups, T* grad_gates,           \
+                        T* grad_ups, int64_t count, int threads) {                                 \
+    gate_back(gradients, gates, ups, grad_gates, grad_ups, count, threads);                        \
+  }                                                                                                \
+  void turn_##NAME(const T* x, int64_t stride, const T* cos, const T* sin, int64_t turn_stride,    \
+                   float scale, T* out, int64_t tokens, int64_t heads, int64_t width,              \
+                   int threads) {                                                                  \
+    turn(x, stride, cos, sin, turn_stride, scale, out, tokens, heads, width, threads);             \
+  }                                                                                                \
+  void weights_##NAME(T* scores, int64_t lines, int64_t block, int64_t keys, int64_t window,       \
+                      float softcap, int threads) {                                                \
+    weights(scores, lines, block, keys, window, softcap, threads);                                 \
+  }                                                                                                \
+  void weights_back_##NAME(T* gradients, const T* given, int64_t lines, int64_t keys,              \
+                           int threads) {                                                          \
+    weights_back(gradients, given, lines, keys, threads);                                          \
+  }                                                                                                \
+  void lose_##NAME(T* logits, const int64_t* targets, int64_t lines, int64_t width, int learns,    \
+                   float* losses, uint8_t* right, int threads) {                                   \
+    lose(logits, targets, lines, width, learns != 0, losses, right, threads);                      \
+  }                                                                                                \
+  void likeliest_##NAME(const T* logits, int64_t stride, int64_t lines, int64_t width,             \
+                        int64_t* highest, float* sums, int threads) {                              \
+    likeliest(logits, stride, lines, width, highest, sums, threads);                               \
+  }                                                                                                \
+  void put_##NAME(const Rows* rows, int64_t layer, const T* query, int64_t query_stride,           \
+                  const T* key, int64_t key_stride, const T* value, int64_t value_stride,          \
+                  const T* cos, const T* sin, int64_t turn_stride, float scale, T* queries,        \
+                  int threads) {                                                                   \
+    put(*rows, layer, query, query_stride, key, key_stride, value, value_stride, cos, sin,         \
+        turn_stride, scale, queries, threads);                                                     \
+  }                                                                                                \
+  void attend_##NAME(const Rows* rows, int64_t layer, int64_t window, float softcap,               \
+                     const T* queries, T* before, T* out, int threads) {                           \
+    attend(*rows, layer, window, softcap, queries, before, out, threads);                          \
+  }
+
+extern "C" {
+FOR(float, float32)
+FOR(Bfloat16, bfloat16)
+}
