@@ -248,6 +248,20 @@ def test_answers_are_the_same_with_and_without(
     torch.testing.assert_close(torch.tensor(scores[0]), torch.tensor(scores[1]))
 
 
+def test_rows_have_room_for_all_that_may_come_and_it_is_not_zeroed(own: Kernels) -> None:
+    rows = Slots(Shape(1, 2, 1, 16), torch.float32, CPU, own)
+    rows.add([100, 30], ahead=[200, 10])
+    assert [pool.tokens for pool, _ in rows.places] == [384, 128]
+    first, line = rows.places[0]
+    first.keys[:, line, :, :100] = 7.0
+    rows.add([90] * 30, ahead=[220] * 30)  # its pool grows
+    assert rows.places[0] == (first, line) and not first.zeroed
+    assert (first.keys[:, line, :, :100] == 7).all()
+    without = Slots(rows.shape, rows.dtype, CPU)
+    without.add([100], ahead=[200])  # products go over all of it: it stays small
+    assert without.places[0][0].tokens == 128
+
+
 def test_kernels_that_are_wrong_give_way(own: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Kernels.attend
     monkeypatch.setattr(

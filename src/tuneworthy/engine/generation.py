@@ -153,7 +153,9 @@ class Scheduler:
                     row.started = row.started or time.perf_counter()
                     row.cached = min(start, self.runner.known(row.ids, row.adapter))
                 rows = [(row.ids + row.said)[start:] for row in joining]
-                logits_N_V = self.runner.read(rows, [row.adapter for row in joining])
+                logits_N_V = self.runner.read(
+                    rows, [row.adapter for row in joining], [row.room for row in joining]
+                )
                 self._take(logits_N_V, first)
             if self.running:
                 self._take(self.runner.step([row.said[-1] for row in self.running]), 0)

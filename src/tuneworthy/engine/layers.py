@@ -316,7 +316,7 @@ def _layer(
     is_last = getattr(module.self_attn, "layer_idx", None) == last
     # What a block's last product is added to is added in oneDNN's own call.
     adds = beside is not None and all(
-        recognise(block, beside) and type(getattr(block, name, None)) is nn.Linear
+        recognise(block, beside, kernels) and type(getattr(block, name, None)) is nn.Linear
         for recognise, block, name in (
             (_attention, module.self_attn, "o_proj"),
             (_gated, module.mlp, "down_proj"),

@@ -8,7 +8,7 @@ its own code, with the same results and more slowly.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -60,9 +60,15 @@ class Runner(Protocol):
         ...
 
     def read(
-        self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None] | None = None
+        self,
+        rows: Sequence[list[int]],
+        adapters: Sequence[Adapter | None] | None = None,
+        ahead: Sequence[int] = (),
     ) -> torch.Tensor:
-        """Take up rows, each given behind the beginning; (N, V) logits of their next tokens."""
+        """Take up rows, each given behind the beginning; (N, V) logits of their next tokens.
+
+        `ahead`: how many tokens each may still get, if that is known.
+        """
         ...
 
     def step(self, ids: Sequence[int]) -> torch.Tensor:
@@ -150,14 +156,22 @@ class Quick:
         return made
 
     def read(
-        self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None] | None = None
+        self,
+        rows: Sequence[list[int]],
+        adapters: Sequence[Adapter | None] | None = None,
+        ahead: Sequence[int] = (),
     ) -> torch.Tensor:
-        return self._logits(self._taken(rows, adapters or [None] * len(rows)))
+        return self._logits(self._taken(rows, adapters or [None] * len(rows), ahead))
 
-    def _taken(self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None]) -> torch.Tensor:
+    def _taken(
+        self,
+        rows: Sequence[list[int]],
+        adapters: Sequence[Adapter | None],
+        ahead: Sequence[int] = (),
+    ) -> torch.Tensor:
         """Rows into slots; last hidden states of each one's last token, (N, C)."""
         held = self._held
-        added = self.slots.add([held + len(row) for row in rows])
+        added = self.slots.add([held + len(row) for row in rows], ahead)
         self.adapters += adapters
         found: dict[int, torch.Tensor] = {}
         for adapter in dict.fromkeys(adapters):
@@ -322,7 +336,10 @@ class Plain:
         return False
 
     def read(
-        self, rows: Sequence[list[int]], adapters: Sequence[Adapter | None] | None = None
+        self,
+        rows: Sequence[list[int]],
+        adapters: Sequence[Adapter | None] | None = None,
+        ahead: Sequence[int] = (),
     ) -> torch.Tensor:
         made = [DynamicCache(config=self.model.config) for _ in rows]
         self.caches += made
@@ -371,10 +388,12 @@ def opened(model: Any) -> Iterator[Runner]:
     wanted = [_own_logits(packed, row) for row in rows]
     try:
         packed.causal.set_attn_implementation(attention.NAME)
-        ways = [(layers.replaced, packed.kernels)] if packed.kernels else []
-        for way, packed.kernels in (*ways, (layers.replaced, None), (_as_it_is, None)):
-            with way(model, beside, packed.kernels) as replaced:
-                packed.replaced = replaced
+        ways = [(True, packed.kernels)] if packed.kernels else []
+        for quick, packed.kernels in (*ways, (True, None), (False, None)):
+            way: AbstractContextManager[dict[str, int]] = nullcontext({})
+            if quick:
+                way = layers.replaced(model, beside, packed.kernels)
+            with way as packed.replaced:
                 runner = Quick(packed, beside)
                 if _agrees(runner, rows, wanted):
                     yield runner
@@ -383,12 +402,6 @@ def opened(model: Any) -> Iterator[Runner]:
         yield Plain(model)
     finally:
         packed.causal.set_attn_implementation(native)
-
-
-@contextmanager
-def _as_it_is(model: Any, beside: Beside, kernels: None) -> Iterator[dict[str, int]]:
-    """The model with none of its layers replaced."""
-    yield {}
 
 
 def _probes(packed: PackedModel) -> list[list[int]]:

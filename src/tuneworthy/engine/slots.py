@@ -75,8 +75,8 @@ class Pool:
     rows: list[int] = field(default_factory=list)
     """Which row is in which line."""
 
-    def grow(self, lines: int) -> None:
-        """Make room for so many rows; what is there stays."""
+    def grow(self, lines: int, lengths: Sequence[int]) -> None:
+        """Make room for so many rows; those that are there stay, each of so many tokens."""
         if lines <= self.keys.shape[1]:
             return
         lines = max(lines, self.keys.shape[1] * 5 // 4, self.keys.shape[1] + MORE_LINES)
@@ -85,7 +85,8 @@ class Pool:
             # Zeros: what is masked still takes part in a product, and must not be NaN.
             make = old.new_zeros if self.zeroed else old.new_empty
             new = make((len(old), lines, *old.shape[2:]))
-            new[:, : old.shape[1]] = old
+            for line, tokens in enumerate(lengths):
+                new[:, line, :, :tokens] = old[:, line, :, :tokens]
             setattr(self, name, new)
 
     def lines(self, lines_T: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
@@ -125,10 +126,15 @@ class Slots:
     def clear(self) -> None:
         self.pools, self.places, self.lengths = {}, [], []
 
-    def add(self, lengths: Sequence[int]) -> range:
-        """New rows that will have so many tokens at first, and room for one more."""
+    def add(self, lengths: Sequence[int], ahead: Sequence[int] = ()) -> range:
+        """New rows that will have so many tokens at first, and room for one more.
+
+        `ahead` is how many each may still get. Kernels go over what is used alone, so that there
+        is room for all of it from the start: what is not used is never touched either.
+        """
         first = len(self.lengths)
-        for pool in self._pools([length + 1 for length in lengths]):
+        more = ahead if self.kernels and ahead else [1] * len(lengths)
+        for pool in self._pools([length + max(1, tokens) for length, tokens in zip(lengths, more)]):
             self.places.append(self._enter(pool, len(self.places)))
         self.lengths += lengths
         return range(first, len(self.lengths))
@@ -159,7 +165,8 @@ class Slots:
                 self.pools[room] = Pool(room, empty, empty, zeroed=self.kernels is None)
             found.append(self.pools[room])
         for pool in self.pools.values():  # once for all: what is there is copied each time
-            pool.grow(len(pool.rows) + found.count(pool))
+            lengths = [self.lengths[row] for row in pool.rows]
+            pool.grow(len(pool.rows) + found.count(pool), lengths)
         return found
 
     @staticmethod
