@@ -27,7 +27,6 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LANES = 16
 """Numbers that are computed at a time: heads' widths must be multiples of it."""
 
-
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines (T, D) that queries and keys are still to be turned by."""
 
@@ -37,7 +36,7 @@ class Unavailable(Exception):
 
 
 class Rows(ctypes.Structure):
-    """What a step knows of its rows, the same for every layer (`Rows` in kernels.cpp)."""
+    """What a step knows of its rows, the same for every layer (`Rows` in attention.h)."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "count", "heads", "kv_heads", "width")),
@@ -154,6 +153,7 @@ class Kernels:
         self, scores_N_B_S: torch.Tensor, window: int | None, softcap: float | None
     ) -> None:
         """Attention weights instead of scores; the last query stands at the last key."""
+        assert scores_N_B_S.is_contiguous()
         _, block, keys = scores_N_B_S.shape
         self._run["weights", scores_N_B_S.dtype](
             *(scores_N_B_S.data_ptr(), scores_N_B_S.shape[0] * block, block, keys),
@@ -162,6 +162,7 @@ class Kernels:
 
     def weights_back(self, gradients: torch.Tensor, weights: torch.Tensor) -> None:
         """Gradients of the scores in place of those of their weights, both (…, S) and whole."""
+        assert gradients.is_contiguous() and weights.is_contiguous()
         keys = weights.shape[-1]
         self._run["weights_back", weights.dtype](
             *(gradients.data_ptr(), weights.data_ptr(), weights.numel() // keys, keys),
@@ -175,6 +176,8 @@ class Kernels:
 
         Where it `learns`, the logits become the gradient of the losses' sum.
         """
+        assert logits_N_V.is_contiguous() and targets_N.is_contiguous()
+        assert targets_N.dtype == torch.long and len(targets_N) == len(logits_N_V)
         lines, width = logits_N_V.shape
         if lines and not 0 <= int(targets_N.min()) <= int(targets_N.max()) < width:
             raise IndexError("a target is no token of the vocabulary")
