@@ -289,7 +289,7 @@ def state() -> str:
     kernels = found()
     if isinstance(kernels, Kernels):
         return "compiled for this processor"
-    return f"none, so that answers take longer: {kernels}"
+    return f"none, so that answering and training take longer: {kernels}"
 
 
 def for_model(config: Any, dtype: torch.dtype, device: torch.device) -> Kernels | None:
