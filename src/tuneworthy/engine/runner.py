@@ -234,7 +234,7 @@ class Quick:
         """Continuations of a row are branches behind one reading of it."""
         self.begin(self.wanted)
         count = max(sum(len(ids) - 1 for ids in of_row) for of_row in continuations)
-        ends_B_C = self._taken(rows, [adapter] * len(rows))
+        ends_B_C = self._taken(rows, [adapter] * len(rows), [count] * len(rows))
         hidden_B_Q_C = ends_B_C[:, None]
         if count:
             trees = [_tree(of_row, count) for of_row in continuations]

@@ -42,16 +42,10 @@ class Stepping:
         self.lengths_B_1 = torch.tensor(slots.lengths)[self.order].to(self.device)[:, None]
         self.positions_B_Q = self.prefix + self.lengths_B_1 + self.depths_B_Q
         self.label_positions_L = torch.arange(self.batch * self.count, device=self.device)
+        self._prepare(slots)
 
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rotary: Rotary | None,
-        how: LayerAttention,
-    ) -> torch.Tensor:
-        """See `attention.Attending`."""
+    def _prepare(self, slots: Slots) -> None:
+        """What all layers share."""
         raise NotImplementedError
 
     def _joined(self, output_KV_N_D: torch.Tensor, heads: int) -> torch.Tensor:
@@ -67,14 +61,7 @@ class Stepping:
 class Compiled(Stepping):
     """By `Slots.kernels`, over no more of a slot than its row has."""
 
-    def __init__(
-        self,
-        slots: Slots,
-        beginning: Beginning | None,
-        depths_B_Q: torch.Tensor,
-        sees_B_Q_Q: torch.Tensor,
-    ) -> None:
-        super().__init__(slots, beginning, depths_B_Q, sees_B_Q_Q)
+    def _prepare(self, slots: Slots) -> None:
         assert slots.kernels
         self.kernels, table = slots.kernels, []
         for pool in slots.pools.values():
@@ -136,14 +123,7 @@ class _Part:
 class Eager(Stepping):
     """By PyTorch's operations, on any device, over all the room of a pool."""
 
-    def __init__(
-        self,
-        slots: Slots,
-        beginning: Beginning | None,
-        depths_B_Q: torch.Tensor,
-        sees_B_Q_Q: torch.Tensor,
-    ) -> None:
-        super().__init__(slots, beginning, depths_B_Q, sees_B_Q_Q)
+    def _prepare(self, slots: Slots) -> None:
         self.parts, start = [], 0
         for pool in slots.pools.values():
             rows = slice(start, start + len(pool.rows))
@@ -255,7 +235,8 @@ def next_tokens(
     beginning: Beginning | None,
     depths_B_Q: torch.Tensor,
     sees_B_Q_Q: torch.Tensor,
-) -> Stepping:
+) -> Compiled | Eager:
     """On the quickest way that the slots have; see `Stepping`."""
-    way = Compiled if slots.kernels else Eager
-    return way(slots, beginning, depths_B_Q, sees_B_Q_Q)
+    if slots.kernels:
+        return Compiled(slots, beginning, depths_B_Q, sees_B_Q_Q)
+    return Eager(slots, beginning, depths_B_Q, sees_B_Q_Q)

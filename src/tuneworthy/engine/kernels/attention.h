@@ -19,13 +19,7 @@ inline float soften(float* line, int64_t first, int64_t last, int64_t whole, flo
     for (int64_t i = first; i < last; i++) line[i] = softcap * std::tanh(line[i] / softcap);
   std::fill(line, line + first, HIDDEN);
   std::fill(line + last, line + whole, HIDDEN);
-  Floats highest = load_lanes(line);
-  for (int64_t i = LANES; i < whole; i += LANES) {
-    Floats lanes = load_lanes(line + i);
-    highest = highest > lanes ? highest : lanes;
-  }
-  float most = highest[0];
-  for (int i = 1; i < LANES; i++) most = std::max(most, highest[i]);
+  const float most = highest(line, whole);
   Floats together = {};
   for (int64_t i = 0; i < whole; i += LANES) {
     Floats lanes = exp_lanes(load_lanes(line + i) - most);

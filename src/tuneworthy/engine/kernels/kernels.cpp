@@ -43,8 +43,8 @@
     lose(logits, targets, lines, width, learns != 0, losses, right, threads);                      \
   }                                                                                                \
   void likeliest_##NAME(const T* logits, int64_t stride, int64_t lines, int64_t width,             \
-                        int64_t* highest, float* sums, int threads) {                              \
-    likeliest(logits, stride, lines, width, highest, sums, threads);                               \
+                        int64_t* places, float* sums, int threads) {                               \
+    likeliest(logits, stride, lines, width, places, sums, threads);                                \
   }                                                                                                \
   void put_##NAME(const Rows* rows, int64_t layer, const T* query, int64_t query_stride,           \
                   const T* key, int64_t key_stride, const T* value, int64_t value_stride,          \

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -103,6 +104,20 @@ inline void store_line(T* at, const float* line, int64_t count, float scale) {
   int64_t i = 0;
   for (; i + LANES <= count; i += LANES) save_lanes(at + i, load_lanes(line + i) * scale);
   for (; i < count; i++) save(at + i, line[i] * scale);
+}
+
+template <typename T>
+inline float highest(const T* line, int64_t count) {
+  Floats most = Floats{} + HIDDEN;
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    const Floats lanes = load_lanes(line + i);
+    most = most > lanes ? most : lanes;
+  }
+  float top = HIDDEN;
+  for (int j = 0; j < LANES; j++) top = std::max(top, most[j]);
+  for (; i < count; i++) top = std::max(top, load(line + i));
+  return top;
 }
 
 }  // namespace

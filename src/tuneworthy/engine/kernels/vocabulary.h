@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "lanes.h"
@@ -11,27 +10,16 @@ namespace {
 
 // Of each line's logarithms: where the highest is, the first of equals; and that of the sum.
 template <typename T>
-void likeliest(const T* logits, int64_t stride, int64_t lines, int64_t width, int64_t* highest,
+void likeliest(const T* logits, int64_t stride, int64_t lines, int64_t width, int64_t* places,
                float* sums, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t n = 0; n < lines; n++) {
     const T* line = logits + n * stride;
-    Floats most = Floats{} + HIDDEN;
+    const float top = highest(line, width);
     int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-      Floats lanes = load_lanes(line + i);
-      most = most > lanes ? most : lanes;
-    }
-    float top = HIDDEN;
-    for (int j = 0; j < LANES; j++) top = std::max(top, most[j]);
-    for (; i < width; i++) top = std::max(top, load(line + i));
-    if (highest) {
-      highest[n] = 0;
-      for (i = 0; i < width; i++)
-        if (load(line + i) == top) {
-          highest[n] = i;
-          break;
-        }
+    if (places) {
+      while (i < width && load(line + i) != top) i++;
+      places[n] = i < width ? i : 0;
     }
     if (sums) {
       Floats together = {};
@@ -58,23 +46,15 @@ void lose(T* logits, const int64_t* targets, int64_t lines, int64_t width, bool 
     for (int64_t n = 0; n < lines; n++) {
       T* line = logits + n * width;
       const int64_t target = targets[n];
-      Floats most = Floats{} + HIDDEN;
-      int64_t i = 0;
-      for (; i + LANES <= width; i += LANES) {
-        const Floats lanes = load_lanes(line + i);
-        most = most > lanes ? most : lanes;
-      }
-      float top = HIDDEN;
-      for (int j = 0; j < LANES; j++) top = std::max(top, most[j]);
-      for (; i < width; i++) top = std::max(top, load(line + i));
+      const float top = highest(line, width);
       const float wanted = load(line + target);
       bool first = wanted == top;
-      for (i = 0; first && i < target; i++) first = load(line + i) != top;
+      for (int64_t i = 0; first && i < target; i++) first = load(line + i) != top;
       right[n] = first;
       load_line(powers, line, width);
-      for (i = width; i < whole_lanes(width); i++) powers[i] = HIDDEN;
+      for (int64_t i = width; i < whole_lanes(width); i++) powers[i] = HIDDEN;
       Floats together = {};
-      for (i = 0; i < width; i += LANES) {
+      for (int64_t i = 0; i < width; i += LANES) {
         const Floats lanes = exp_lanes(load_lanes(powers + i) - top);
         together += lanes;
         save_lanes(powers + i, lanes);
