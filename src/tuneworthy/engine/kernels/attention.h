@@ -150,7 +150,7 @@ void sums_for(int64_t queries, const float* weights, int64_t stride, const T* li
 
 extern "C" {
 
-// What a step knows of its rows, the same for every layer; see `slots.Stepping`.
+// What a step knows of its rows, the same for every layer; see `stepping.Stepping`.
 struct Rows {
   int64_t batch, count, heads, kv_heads, width, prefix;
   const int64_t* keys_B;      // addresses of each row's keys in layer 0, (layers, …, K, S, D)
