@@ -22,7 +22,7 @@ from tuneworthy.engine.learner import PackedModel
 from tuneworthy.engine.packing import TokenRow
 from tuneworthy.engine.slots import Beginning, Filled, Reading, Shape, Slots, rounded
 
-ROWS = 128
+ROWS = 64
 """Answered at one time."""
 READ_TOKENS = 2048
 """Prompt tokens that go through the model at once."""
