@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "layers.h"
+#include "lines.h"
 
 namespace {
 
@@ -72,80 +73,6 @@ void weights_back(T* gradients, const T* weights, int64_t lines, int64_t keys, i
   }
 }
 
-// Weighted sums and products with lines of D numbers, for up to QUERIES queries at a time: a line
-// is read from memory once for all of them. WIDTH is D, or 0 where D is only known when running.
-constexpr int QUERIES = 4;
-
-template <typename T, int WIDTH, int COUNT>
-inline void dots(const float* queries, const T* line, int64_t width, float* out, int64_t stride) {
-  const int64_t d = WIDTH ? WIDTH : width;
-  Floats sums[COUNT] = {};
-  for (int64_t i = 0; i < d; i += LANES) {
-    Floats lanes = load_lanes(line + i);
-    for (int q = 0; q < COUNT; q++) sums[q] += lanes * load_lanes(queries + q * d + i);
-  }
-  for (int q = 0; q < COUNT; q++) out[q * stride] = sum(sums[q]);
-}
-
-template <typename T, int WIDTH, int COUNT>
-inline void scores_of(const float* queries, const T* lines, int64_t count, int64_t width,
-                      float* out, int64_t stride, const T* next) {
-  const int64_t d = WIDTH ? WIDTH : width;
-  for (int64_t t = 0; t < count; t++) {
-    for (int64_t i = 0; i < d; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(next + t * d + i);
-    dots<T, WIDTH, COUNT>(queries, lines + t * d, width, out + t, stride);
-  }
-}
-
-template <typename T, int COUNT, int PARTS>
-inline void sums_beside(const float* weights, int64_t stride, const T* lines, int64_t count,
-                        int64_t d, float* out, const T* next) {
-  Floats sums[COUNT][PARTS] = {};
-  for (int64_t t = 0; t < count; t++) {
-    for (int i = 0; i < PARTS * LANES; i += 64 / int64_t(sizeof(T)))
-      __builtin_prefetch(next + t * d + i);
-    Floats lanes[PARTS];
-    for (int i = 0; i < PARTS; i++) lanes[i] = load_lanes(lines + t * d + i * LANES);
-    for (int q = 0; q < COUNT; q++)
-      for (int i = 0; i < PARTS; i++) sums[q][i] += lanes[i] * weights[q * stride + t];
-  }
-  for (int q = 0; q < COUNT; q++)
-    for (int i = 0; i < PARTS; i++) save_lanes(out + q * d + i * LANES, sums[q][i]);
-}
-
-template <typename T, int WIDTH, int COUNT>
-inline void sums_of(const float* weights, int64_t stride, const T* lines, int64_t count,
-                    int64_t width, float* out, const T* next) {
-  const int64_t d = WIDTH ? WIDTH : width;
-  int64_t i = 0;
-  for (; i + 4 * LANES <= d; i += 4 * LANES)
-    sums_beside<T, COUNT, 4>(weights, stride, lines + i, count, d, out + i, next + i);
-  for (; i < d; i += LANES)
-    sums_beside<T, COUNT, 1>(weights, stride, lines + i, count, d, out + i, next + i);
-}
-
-template <typename T, int WIDTH>
-void scores_for(int64_t queries, const float* query, const T* lines, int64_t count, int64_t width,
-                float* out, int64_t stride, const T* next) {
-  const int64_t d = WIDTH ? WIDTH : width;
-  for (; queries >= QUERIES; queries -= QUERIES, query += QUERIES * d, out += QUERIES * stride)
-    scores_of<T, WIDTH, QUERIES>(query, lines, count, width, out, stride, next);
-  if (queries == 3) scores_of<T, WIDTH, 3>(query, lines, count, width, out, stride, next);
-  if (queries == 2) scores_of<T, WIDTH, 2>(query, lines, count, width, out, stride, next);
-  if (queries == 1) scores_of<T, WIDTH, 1>(query, lines, count, width, out, stride, next);
-}
-
-template <typename T, int WIDTH>
-void sums_for(int64_t queries, const float* weights, int64_t stride, const T* lines, int64_t count,
-              int64_t width, float* out, const T* next) {
-  const int64_t d = WIDTH ? WIDTH : width;
-  for (; queries >= QUERIES; queries -= QUERIES, weights += QUERIES * stride, out += QUERIES * d)
-    sums_of<T, WIDTH, QUERIES>(weights, stride, lines, count, width, out, next);
-  if (queries == 3) sums_of<T, WIDTH, 3>(weights, stride, lines, count, width, out, next);
-  if (queries == 2) sums_of<T, WIDTH, 2>(weights, stride, lines, count, width, out, next);
-  if (queries == 1) sums_of<T, WIDTH, 1>(weights, stride, lines, count, width, out, next);
-}
-
 }  // namespace
 
 extern "C" {
@@ -189,29 +116,38 @@ void put(const Rows& rows, int64_t layer, const T* query, int64_t query_stride, 
   }
 }
 
-// Attention of one row's queries of one head of keys. `before_NP` are their scores with the
+// Where one row's keys and values of one head are, (S, D) each.
+template <typename T>
+struct Caches {
+  const T *keys, *values;
+};
+
+template <typename T>
+Caches<T> caches(const Rows& rows, int64_t layer, int64_t row, int64_t k) {
+  const int64_t at = layer * rows.strides_B[row] + k * rows.rooms_B[row] * rows.width;
+  return {reinterpret_cast<const T*>(rows.keys_B[row]) + at,
+          reinterpret_cast<const T*>(rows.values_B[row]) + at};
+}
+
+// Attention of one row's queries of one head of keys; those of the `next` one are fetched from
+// memory meanwhile, which takes longer than computing. `before_NP` are their scores with the
 // beginning that all rows share, and become weights of it. `window` is how many tokens back one
 // sees, itself one of them, and `softcap` what scores are squeezed between; 0: neither.
 template <typename T, int WIDTH>
 void attend_one(const Rows& rows, int64_t layer, int64_t row, int64_t k, int64_t window,
                 float softcap, const T* queries_ND, T* before_NP, T* out,
-                std::vector<float>& scratch) {
+                std::vector<float>& scratch, Caches<T> mine, Caches<T> next) {
   const int64_t d = WIDTH ? WIDTH : rows.width, count = rows.count;
   const int64_t group = rows.heads / rows.kv_heads, many = group * count;
-  const int64_t length = rows.lengths_B[row], total = length + count, room = rows.rooms_B[row];
+  const int64_t length = rows.lengths_B[row], total = length + count;
   const int64_t prefix = rows.prefix;
   const int64_t own = whole_lanes(total), shared = whole_lanes(prefix), stride = shared + own;
-  const size_t needed = 2 * many * d + many * stride + many;
+  const size_t needed = many * d + many * stride + many;
   if (scratch.size() < needed) scratch.resize(needed);
-  float* query = scratch.data();
-  float* sums = query + many * d;
-  float* scores = sums + many * d;
+  float* found = scratch.data();
+  float* scores = found + many * d;
   float* inverses = scores + many * stride;
-  load_line(query, queries_ND, many * d);
-  const int64_t head = layer * rows.strides_B[row] + k * room * d;
-  const T* keys = reinterpret_cast<const T*>(rows.keys_B[row]) + head;
-  const T* values = reinterpret_cast<const T*>(rows.values_B[row]) + head;
-  scores_for<T, WIDTH>(many, query, keys, total, d, scores + shared, stride, values);
+  products<T, WIDTH>(many, queries_ND, mine.keys, total, d, scores + shared, stride, next.keys);
   for (int64_t n = 0; n < many; n++) {
     const int64_t q = n % count;
     float* line = scores + n * stride;
@@ -237,14 +173,16 @@ void attend_one(const Rows& rows, int64_t layer, int64_t row, int64_t k, int64_t
     inverses[n] = soften(line, 0, stride, stride, 0);
     store_line(before_NP + n * prefix, line, prefix, inverses[n]);
   }
-  sums_for<T, WIDTH>(many, scores + shared, stride, values, total, d, sums, keys + room * d);
+  sums<T, WIDTH>(many, scores + shared, stride, mine.values, total, d, found, next.values);
   const int64_t at = (k * rows.batch + row) * many;
   for (int64_t n = 0; n < many; n++) {
     const int64_t head = (row * count + n % count) * rows.heads + k * group + n / count;
     const int64_t line = prefix ? at + n : head;
-    store_line(out + line * d, sums + n * d, d, inverses[n]);
+    store_line(out + line * d, found + n * d, d, inverses[n]);
   }
 }
+
+constexpr int TASKS_AT_ONCE = 12;  // heads of rows that one thread takes up
 
 // Lines of `out` stand as the next product wants them, (B, Q, H, D), or as `queries` do, (K, B, G,
 // Q, D), where the beginning's part is still to be added.
@@ -253,15 +191,19 @@ void attend(const Rows& rows, int64_t layer, int64_t window, float softcap, cons
             T* before, T* out, int threads) {
   const int64_t d = rows.width, many = rows.heads / rows.kv_heads * rows.count;
   auto one = d == 64 ? attend_one<T, 64> : d == 128 ? attend_one<T, 128> : attend_one<T, 0>;
+  const int64_t tasks = rows.batch * rows.kv_heads;
+  const int64_t at_once = std::clamp<int64_t>(tasks / (4 * threads), 1, TASKS_AT_ONCE);
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> scratch;
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t task = 0; task < rows.batch * rows.kv_heads; task++) {
+#pragma omp for schedule(dynamic, at_once)
+    for (int64_t task = 0; task < tasks; task++) {
       const int64_t row = task / rows.kv_heads, k = task % rows.kv_heads;
+      const int64_t then = std::min(task + 1, tasks - 1);
       const int64_t at = (k * rows.batch + row) * many;
       one(rows, layer, row, k, window, softcap, queries + at * d, before + at * rows.prefix, out,
-          scratch);
+          scratch, caches<T>(rows, layer, row, k),
+          caches<T>(rows, layer, then / rows.kv_heads, then % rows.kv_heads));
     }
   }
 }

@@ -8,6 +8,10 @@
 #include <cstring>
 #include <limits>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int LANES = 16;
@@ -49,6 +53,9 @@ inline Floats load_lanes(const Bfloat16* at) {
 }
 inline void save_lanes(float* at, Floats lanes) { std::memcpy(at, &lanes, sizeof lanes); }
 inline void save_lanes(Bfloat16* at, Floats lanes) {
+#ifdef __AVX512BF16__
+  _mm256_storeu_si256((__m256i_u*)at, (__m256i)_mm512_cvtneps_pbh(lanes));
+#else
   Words words;
   std::memcpy(&words, &lanes, sizeof words);
   Words nan = (Words)(lanes != lanes);
@@ -56,6 +63,7 @@ inline void save_lanes(Bfloat16* at, Floats lanes) {
   words = (nan & 0x7fc0) | (~nan & words);
   Halves halves = __builtin_convertvector(words, Halves);
   std::memcpy(at, &halves, sizeof halves);
+#endif
 }
 // Of all lanes, half of them at a time.
 inline float sum(Floats lanes) {
