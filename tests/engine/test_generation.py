@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.fakes import tiny
-from tuneworthy.engine import generation, layers, runner, slots, stepping
+from tuneworthy.engine import generation, layers, products, runner, slots, stepping
 from tuneworthy.engine.beside import Adapter
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.runner import Plain, Quick, opened
@@ -182,18 +182,18 @@ def test_weights_are_kept_twice_only_where_memory_allows(
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     monkeypatch.setattr(layers.memory, "available", lambda device: int(copies * size))
     made: list[int] = []
-    real = layers._Reordered.__call__
+    real = products._OneDNN.__call__
 
     def counted(self: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
         made.append(x.numel() // x.shape[-1])
         return real(self, x, *args)
 
-    monkeypatch.setattr(layers._Reordered, "__call__", counted)
+    monkeypatch.setattr(products._OneDNN, "__call__", counted)
     with opened(model) as running:
         found, _ = said(running, asked)
     assert found == said(Plain(model), asked)[0]
     assert bool(made) == reordered
-    assert all(rows in layers.FEW_ROWS[torch.float32] for rows in made)
+    assert all(rows in products.FEW_ROWS[torch.float32] for rows in made)
 
 
 def test_the_models_own_way_is_back_afterwards() -> None:

@@ -9,15 +9,14 @@ embeddings that fill and copy, low-rank products in another number format.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from tuneworthy.engine import memory
+from tuneworthy.engine import memory, products
 from tuneworthy.engine.attention import Attending, LayerAttention, attend
 from tuneworthy.engine.beside import Beside
 from tuneworthy.engine.functions import LowRank, Norm, SiLUTimes
@@ -26,9 +25,6 @@ from tuneworthy.engine.kernels import Kernels
 
 COPIES = 3
 """Of all weights must fit into memory for a reordered one to be made beside the model's own."""
-FEW_ROWS = {torch.bfloat16: range(1, 2049), torch.float32: range(2, 129)}
-"""Tokens at a time for which reordered weights are worth it, on a processor: beyond, a few per
-cent at most, and one token in 32 bits takes longer."""
 
 
 def _norm(
@@ -114,83 +110,26 @@ def _adapted_linear(
     return None if low_rank is None else lambda self, x: low_rank(x)[0]
 
 
-class _Reordered:
-    """Frozen linear layers of one input, on a processor, for few rows at a time.
-
-    oneDNN wants weights in an order of its own and makes it anew at each call, which takes longer
-    than a product with a few rows; here it is made once, when it is first needed.
-    """
-
-    def __init__(self, modules: Sequence[Any]) -> None:
-        self.modules = modules
-        self.widths = [len(module.weight) for module in modules]
-        self.rows = FEW_ROWS[modules[0].weight.dtype]
-
-    @cached_property
-    def ordered(self) -> torch.Tensor:
-        weight = torch.cat([module.weight.detach() for module in self.modules])
-        ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows.stop - 1)
-        return ordered
-
-    @cached_property
-    def bias(self) -> torch.Tensor | None:
-        if self.modules[0].bias is None:
-            return None
-        return torch.cat([module.bias.detach() for module in self.modules])
-
-    def suits(self, x: torch.Tensor) -> bool:
-        return x.numel() // x.shape[-1] in self.rows
-
-    def __call__(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
-        """x·Wᵀ + b, and `then` a function by oneDNN's name ("swish" is SiLU)."""
-        run = torch.ops.mkldnn._linear_pointwise.default
-        output: torch.Tensor = run(x, self.ordered, self.bias, then, [], "")
-        return output
-
-    def with_other(self, x: torch.Tensor, how: str, other: torch.Tensor) -> torch.Tensor:
-        """(x·Wᵀ + b) × other ("mul") or + other ("add"), of the output's shape."""
-        run = torch.ops.mkldnn._linear_pointwise.binary
-        output: torch.Tensor = run(x, other, self.ordered, self.bias, how)
-        return output
-
-
-def _reordered(beside: Beside, *modules: Any) -> _Reordered | None:
-    """The layers in oneDNN's order, if they are such layers and this is such a build."""
-    if not (beside.roomy and torch.backends.mkldnn.is_available()):
-        return None
-    for module in modules:
-        weight = getattr(module, "weight", None)
-        if type(module) is not nn.Linear or weight is None or weight.requires_grad:
-            return None
-        if weight.dtype not in FEW_ROWS or weight.device.type != "cpu":
-            return None
-        if (module.bias is None) != (modules[0].bias is None):
-            return None
-        if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return None
-    return _Reordered(modules)
-
-
 def _answering_linear(
     module: Any, beside: Beside | None, kernels: Kernels | None
 ) -> Callable[..., torch.Tensor] | None:
     if beside is None or type(module) is not nn.Linear:
         return None
-    ordered = _reordered(beside, module)
+    quick = products.product(beside, kernels, module)
 
     def forward(self: Any, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-        if ordered is None or not ordered.suits(x):
+        if quick is None or not quick.suits(x):
             output = nn.functional.linear(x, self.weight, self.bias)
             output = output if plus is None else output.add_(plus)
         else:
-            output = ordered(x) if plus is None else ordered.with_other(x, "add", plus)
+            output = quick(x, plus)
         return beside.added(self, x, output)
 
     return forward
 
 
 def _together(
-    beside: Beside | None, *modules: Any
+    beside: Beside | None, kernels: Kernels | None, *modules: Any
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Layers of one input, in as few products as they allow."""
 
@@ -199,14 +138,14 @@ def _together(
 
     if beside is None:
         return _low_rank(*modules) or each
-    ordered = _reordered(beside, *modules)
-    if ordered is None:
+    quick = products.product(beside, kernels, *modules)
+    if quick is None:
         return each
 
     def joined(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not ordered.suits(x):
+        if not quick.suits(x):
             return each(x)
-        outputs = torch.split(ordered(x), ordered.widths, -1)
+        outputs = torch.split(quick(x), quick.widths, -1)
         return tuple(beside.added(module, x, out) for module, out in zip(modules, outputs))
 
     return joined
@@ -224,12 +163,10 @@ def _gated(
     if {name for name, _ in module.named_children()} != parts:
         return None
     silu = _is_silu(module.act_fn)
-    gate, up = (
-        None if beside is None else _reordered(beside, x)
-        for x in (module.gate_proj, module.up_proj)
-    )
-    apart = beside is not None and gate is not None and up is not None and silu
-    both = _together(None if apart else beside, module.gate_proj, module.up_proj)
+    quick = None
+    if beside is not None and silu:
+        quick = products.gate(beside, kernels, module.gate_proj, module.up_proj)
+    both = _together(None if quick else beside, kernels, module.gate_proj, module.up_proj)
 
     def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if liger():
@@ -239,21 +176,20 @@ def _gated(
         output: torch.Tensor = SiLUTimes.apply(gate, up, kernels)
         return output
 
-    def few(x: torch.Tensor) -> torch.Tensor:
-        """In oneDNN's own calls; with something between them where an adapter goes beside."""
-        if not beside.touches(module.gate_proj, module.up_proj):  # type: ignore[union-attr]
-            return up.with_other(x, "mul", gate(x, "swish"))  # type: ignore[union-attr, misc]
-        gated = beside.added(module.gate_proj, x, gate(x))  # type: ignore[union-attr, misc]
-        raised = beside.added(module.up_proj, x, up(x))  # type: ignore[union-attr, misc]
-        return nn.functional.silu(gated) * raised
+    def gated(x: torch.Tensor, beside: Beside, quick: products.Gate) -> torch.Tensor:
+        """At once; with something between where an adapter goes beside."""
+        if not beside.touches(module.gate_proj, module.up_proj):
+            return quick(x)
+        gate, up = quick.apart(x)
+        gate = beside.added(module.gate_proj, x, gate)
+        return nn.functional.silu(gate) * beside.added(module.up_proj, x, up)
 
     def forward(self: Any, x: torch.Tensor, **plus: torch.Tensor) -> torch.Tensor:
-        if apart and gate.suits(x):  # type: ignore[union-attr]
-            inner = few(x)
+        if beside is not None and quick and quick.suits(x):
+            inner = gated(x, beside, quick)
         else:
-            gated, raised = both(x)
-            quick = silu and beside is None
-            inner = silu_times(gated, raised) if quick else self.act_fn(gated) * raised
+            gate, up = both(x)
+            inner = silu_times(gate, up) if silu and beside is None else self.act_fn(gate) * up
         output: torch.Tensor = self.down_proj(inner, **plus)
         return output
 
@@ -269,7 +205,7 @@ def _attention(
         return None
 
     norms = hasattr(module, "q_norm")
-    three = _together(beside, module.q_proj, module.k_proj, module.v_proj)
+    three = _together(beside, kernels, module.q_proj, module.k_proj, module.v_proj)
     how = LayerAttention(
         module.layer_idx,
         getattr(module, "scaling", None) or module.head_dim**-0.5,

@@ -11,11 +11,14 @@ import platform
 import secrets
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tuneworthy import store
 
@@ -26,6 +29,11 @@ COMPILE_SECONDS = 120
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LANES = 16
 """Numbers that are computed at a time: heads' widths must be multiples of it."""
+VECTORS = 2
+"""Of LANES lines of weights each, in a panel."""
+DEEP = {torch.float32: 1, torch.bfloat16: 2}
+"""Numbers of a line of weights that lie side by side."""
+_PLAIN, _ADDED, _GATED, _APART = range(4)
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines (T, D) that queries and keys are still to be turned by."""
@@ -46,6 +54,37 @@ class Rows(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Weights (N, K) of one linear layer, or of two that go together, as products.h reads them."""
+
+    weights: torch.Tensor
+    """(panels, K / deep, vectors, LANES, deep)."""
+    biases: torch.Tensor | None
+    """(panels, vectors, LANES), in 32 bits."""
+    columns: int
+    """N."""
+    pair: bool
+
+
+def panels(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> Panels:
+    """One layer's lines, VECTORS × LANES a panel; or two layers', LANES of each."""
+    parts = VECTORS // len(weights)
+    columns, depth = weights[0].shape
+    more, deep = -columns % (parts * LANES), DEEP[weights[0].dtype]
+    padded = [
+        nn.functional.pad(weight, (0, 0, 0, more)).view(-1, parts, LANES, depth // deep, deep)
+        for weight in weights
+    ]
+    beside = [nn.functional.pad(bias.float(), (0, more)).view(-1, parts, LANES) for bias in biases]
+    return Panels(
+        torch.cat(padded, 1).permute(0, 3, 1, 2, 4).contiguous(),
+        torch.cat(beside, 1).contiguous() if beside else None,
+        columns,
+        len(weights) == 2,
+    )
+
+
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "x": ctypes.c_float, "i": ctypes.c_int}
 SIGNATURES = {
     "norm": "pnpppnnxi",
@@ -59,6 +98,8 @@ SIGNATURES = {
     "likeliest": "pnnnppi",
     "put": "pnpnpnpnppnxpi",
     "attend": "pnnxpppi",
+    "product": "pnnnpnpippni",
+    "multiplies": "",
 }
 """What each function of kernels.cpp takes: addresses, whole numbers, real ones, threads."""
 
@@ -73,7 +114,8 @@ class Kernels:
         for name, kinds in SIGNATURES.items():
             for dtype, suffix in NAMES.items():
                 function = getattr(loaded, f"{name}_{suffix}")
-                function.argtypes, function.restype = [_KINDS[kind] for kind in kinds], None
+                function.argtypes = [_KINDS[kind] for kind in kinds]
+                function.restype = None if kinds else ctypes.c_int
                 self._run[name, dtype] = function
 
     def norm(
@@ -206,6 +248,44 @@ class Kernels:
             *(logits.data_ptr(), logits.stride(0), *logits.shape),
             *(highest, sums, torch.get_num_threads()),
         )
+
+    def multiplies(self, weight: torch.Tensor) -> bool:
+        """Whether products with such weights are quicker here than anybody else's."""
+        there = bool(self._run["multiplies", weight.dtype]())
+        return there and weight.shape[-1] % DEEP[weight.dtype] == 0
+
+    def product(
+        self, x: torch.Tensor, panels: Panels, plus: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x·Wᵀ + b for x (…, K), of a pair side by side; `plus` is added to it."""
+        how = _APART if panels.pair else _PLAIN if plus is None else _ADDED
+        return self._product(x, panels, how, plus)
+
+    def gated(self, x: torch.Tensor, panels: Panels) -> torch.Tensor:
+        """silu(x·Gᵀ + g) × (x·Uᵀ + u) for x (…, K) and a pair of layers."""
+        return self._product(x, panels, _GATED, None)
+
+    def _product(
+        self, x: torch.Tensor, panels: Panels, how: int, other: torch.Tensor | None
+    ) -> torch.Tensor:
+        depth, columns = x.shape[-1], panels.columns * (2 if how == _APART else 1)
+        assert x.dtype == panels.weights.dtype
+        assert depth == panels.weights.shape[1] * DEEP[x.dtype]
+        flat, output = x.reshape(-1, depth), x.new_empty(*x.shape[:-1], columns)
+        if flat.stride(1) != 1:
+            flat = flat.contiguous()
+        if other is not None:
+            assert other.shape == output.shape
+            other = other.contiguous()
+        self._run["product", x.dtype](
+            *(flat.data_ptr(), flat.stride(0), len(flat), depth, panels.weights.data_ptr()),
+            panels.columns,
+            None if panels.biases is None else panels.biases.data_ptr(),
+            how,
+            None if other is None else other.data_ptr(),
+            *(output.data_ptr(), columns, torch.get_num_threads()),
+        )
+        return output
 
     def put(
         self,

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "layers.h"
+#include "products.h"
 #include "vocabulary.h"
 
 // Each function for both ways of storing numbers.
@@ -56,6 +57,13 @@
   void attend_##NAME(const Rows* rows, int64_t layer, int64_t window, float softcap,               \
                      const T* queries, T* before, T* out, int threads) {                           \
     attend(*rows, layer, window, softcap, queries, before, out, threads);                          \
+  }                                                                                                \
+  int multiplies_##NAME() { return MULTIPLIES<T>; }                                                \
+  void product_##NAME(const T* x, int64_t x_stride, int64_t lines, int64_t depth, const T* panels, \
+                      int64_t columns, const float* bias, int how, const T* other, T* out,         \
+                      int64_t out_stride, int threads) {                                           \
+    product(x, x_stride, lines, depth, panels, columns, bias, How(how), other, out, out_stride,    \
+            threads);                                                                              \
   }
 
 extern "C" {
