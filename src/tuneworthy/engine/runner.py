@@ -7,7 +7,7 @@ its own code, with the same results and more slowly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -101,6 +101,9 @@ class Quick:
         self.kernels = packed.kernels
         self.adapts = bool(packed.replaced.get("linear layers"))
         self.shape, self.dtype = Shape.of(self.config), packed.causal.dtype
+        own = self.kernels and self.kernels.multiplies(packed.causal.get_output_embeddings().weight)
+        self._filled: Callable[[int], int] = int if own else rounded
+        """With how many lines so many go through products."""
         self.slots = self._new_slots()
         self.adapters: list[Adapter | None] = []
         """Of each row."""
@@ -290,8 +293,8 @@ class Quick:
         owners: Sequence[Adapter | None],
     ) -> Any:
         """Last hidden states at the pack's label positions, (L, C)."""
-        filled = Filled(pack, len(ids_T), rounded(len(ids_T)))
-        self.beside.route(owners, rounded(len(ids_T)))
+        filled = Filled(pack, len(ids_T), self._filled)
+        self.beside.route(owners, len(ids_T) + filled.more)
         ids_T, positions_T = (nn.functional.pad(x, (0, filled.more)) for x in (ids_T, positions_T))
         hidden_1_T_C = self.packed.causal.get_decoder()(
             input_ids=ids_T[None].to(self.packed.device),
@@ -305,7 +308,7 @@ class Quick:
 
     def _logits(self, hidden_N_C: torch.Tensor) -> torch.Tensor:
         count = len(hidden_N_C)
-        hidden_N_C = nn.functional.pad(hidden_N_C, (0, 0, 0, rounded(count) - count))
+        hidden_N_C = nn.functional.pad(hidden_N_C, (0, 0, 0, self._filled(count) - count))
         logits_N_V: torch.Tensor = self.packed.causal.get_output_embeddings()(hidden_N_C)[:count]
         cap = self.packed.softcap
         return logits_N_V if cap is None else cap * torch.tanh(logits_N_V / cap)

@@ -8,7 +8,7 @@ such as labels to be scored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,10 +235,10 @@ class Filled:
     milliseconds, and a megabyte that stays.
     """
 
-    def __init__(self, inner: Attending, tokens: int, filled: int) -> None:
-        self.inner, self.tokens, self.more = inner, tokens, filled - tokens
+    def __init__(self, inner: Attending, tokens: int, filled: Callable[[int], int]) -> None:
+        self.inner, self.tokens, self.more = inner, tokens, filled(tokens) - tokens
         self.labels = len(inner.label_positions_L)
-        more = rounded(self.labels) - self.labels
+        more = filled(self.labels) - self.labels
         self.label_positions_L = torch.nn.functional.pad(inner.label_positions_L, (0, more))
         self.labels_only = False
 

@@ -17,7 +17,6 @@
 namespace {
 
 constexpr int VECTORS = 2, PANEL = VECTORS * LANES, TILE = 12;
-constexpr int64_t CHUNK = 16 * TILE;  // lines of x that stay in a processor's cache
 
 // PLAIN and ADDED: a panel is 32 lines of one W. GATED and APART: 16 each of two Ws of N lines.
 enum How { PLAIN, ADDED, GATED, APART };
@@ -119,24 +118,25 @@ void product(const T* x_MK, int64_t x_stride, int64_t lines, int64_t depth, cons
              int64_t columns, const float* bias, How how, const T* other, T* out,
              int64_t out_stride, int threads) {
   if constexpr (MULTIPLIES<T>) {
+    if (!lines) return;
     const int64_t in_panel = how == GATED || how == APART ? LANES : PANEL;
     const int64_t count = (columns + in_panel - 1) / in_panel;
-    int64_t chunk = CHUNK;
-    while (chunk > TILE && (lines + chunk - 1) / chunk * count < 4 * threads) chunk /= 2;
-    const int64_t chunks = (lines + chunk - 1) / chunk;
+    // Where there are more threads than panels, each panel meets the lines of x in parts.
+    const int64_t parts = std::clamp<int64_t>((2 * threads - 1) / count + 1, 1,
+                                              (lines + TILE - 1) / TILE);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t task = 0; task < chunks * count; task++) {
-      const int64_t p = task % count, first = task / count * chunk;
-      const int64_t mine = std::min(chunk, lines - first);
+    for (int64_t task = 0; task < count * parts; task++) {
+      const int64_t p = task / parts, part = task % parts;
+      const int64_t first = lines * part / parts, mine = lines * (part + 1) / parts - first;
       const int64_t tiles = (mine + TILE - 1) / TILE, most = (mine + tiles - 1) / tiles;
       const T* panel = panels + p * depth * PANEL;
       const char* next = reinterpret_cast<const char*>(panel + depth * PANEL);
-      const int64_t part = depth * PANEL * int64_t(sizeof(T)) / tiles;
+      const int64_t ahead = depth * PANEL * int64_t(sizeof(T)) / tiles;
       float sums[TILE * PANEL];
       for (int64_t m = 0; m < mine; m += most) {
         const int64_t few = std::min(most, mine - m), line = first + m;
         tile_of<T>(few, x_MK + line * x_stride, x_stride, panel, depth,
-                   bias ? bias + p * PANEL : nullptr, sums, next + m / most * part);
+                   bias ? bias + p * PANEL : nullptr, sums, next + m / most * ahead);
         for (int64_t i = 0; i < few; i++)
           keep(sums + i * PANEL, p, columns, how, other + (line + i) * out_stride,
                out + (line + i) * out_stride);
