@@ -5,19 +5,30 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.engine.test_generation import prompts, said
 from tests.fakes import tiny
-from tuneworthy.engine import attention, functions, generation, kernels, runner, stepping
+from tuneworthy.engine import (
+    attention,
+    functions,
+    generation,
+    kernels,
+    reading,
+    runner,
+    stepping,
+)
 from tuneworthy.engine.attention import LayerAttention
 from tuneworthy.engine.kernels import Kernels
 from tuneworthy.engine.slots import Beginning, Shape, Slots
 
 CPU = torch.device("cpu")
+Config = SimpleNamespace
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -224,10 +235,119 @@ def test_a_step_is_that_of_pytorchs_operations(
     found = []
     for slots.kernels, turned in ((None, rotary), (own, rotary), (None, None), (own, None)):
         ahead = stepping.next_tokens(slots, beginning, depths, sees)
-        assert isinstance(ahead, stepping.Compiled) == (slots.kernels is own)
+        assert isinstance(ahead, stepping.ByKernels) == (slots.kernels is own)
         found.append(ahead.attend(query, key, value, turned, how))
     close(found[1], found[0])
     close(found[3], found[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("prefix", [0, 5, 32, 70])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (6, None), (60, 2.0)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(6, 2, 16), (3, 3, 64), (4, 1, 128), (5, 1, 48)]
+)
+def test_reading_is_that_of_pytorchs_operations(
+    own: Kernels,
+    dtype: torch.dtype,
+    prefix: int,
+    held: bool,
+    window: int | None,
+    softcap: float | None,
+    heads: int,
+    kv_heads: int,
+    width: int,
+) -> None:
+    """Rows of many lengths in two pools; what is left in their slots too."""
+    lengths = (40, 1, 13, 140, 12)
+    rows = {i: list(range(n)) for i, n in enumerate(lengths)}
+    shared = (torch.randn(2, 2, kv_heads, prefix, width)).to(dtype)
+    tokens, layer, inside = sum(lengths), 1, prefix if held else 0
+    query = torch.randn(tokens, heads, width).to(dtype)
+    key, value = torch.randn(2, tokens, kv_heads, width).to(dtype)
+    angle = torch.randn(tokens, width // 2)
+    rotary = tuple(torch.cat([f(angle)] * 2, -1).to(dtype) for f in (torch.cos, torch.sin))
+    how = LayerAttention(layer, width**-0.5, window, softcap)
+    config = Config(num_attention_heads=heads, num_key_value_heads=kv_heads)
+
+    def gone(quick: Kernels | None, turned: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Outputs, and what is in the slots afterwards."""
+        slots = Slots(Shape(2, heads, kv_heads, width), dtype, CPU, quick)
+        slots.add([inside + n for n in lengths])
+        for pool in slots.pools.values():  # what lies there must not matter
+            pool.keys.fill_(float("nan") if quick else 0)
+            pool.values.fill_(float("nan") if quick else 0)
+        parts = [x.to(dtype) for x in (query, key, value, *shared)]
+        beginning = Beginning(tuple(range(prefix)), *parts[3:]) if prefix else None
+        if beginning and held:
+            slots.fill(range(len(lengths)), beginning)
+        ahead = reading.prompts(slots, rows, beginning, inside, config)
+        assert isinstance(ahead, reading.ByKernels) == (quick is own)
+        at = torch.cat([torch.arange(tokens).split(lengths)[row] for row in ahead.rows])
+        assert ahead.ids_T.tolist() == [i for row in ahead.rows for i in rows[row]]
+        assert ahead.positions_T.tolist() == [prefix + i for i in ahead.ids_T.tolist()]
+        turns = turned and tuple(x[at].to(dtype) for x in turned)
+        output = torch.empty_like(parts[0])
+        output[at] = ahead.attend(*(x[at] for x in parts[:3]), turns, how)
+        return [output, *(x[layer, :, inside:] for row in rows for x in slots.kept(row))]
+
+    for turned in (rotary, None):
+        exact = gone(None, turned, torch.float32)
+        for ours, theirs in zip(gone(own, turned, dtype), exact, strict=True):
+            near(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("lines", "depth", "columns"), [(1, 16, 16), (29, 48, 70), (13, 2, 1)])
+def test_products(
+    own: Kernels, dtype: torch.dtype, bias: bool, lines: int, depth: int, columns: int
+) -> None:
+    x = torch.randn(2, lines, 2 * depth).to(dtype)[..., :depth]
+    layers = [torch.randn(columns, depth).to(dtype) for _ in range(2)]
+    biases = [torch.randn(columns).to(dtype) for _ in range(2)] if bias else []
+    plus = torch.randn(2, lines, 2 * columns).to(dtype)[..., :columns]
+    one = own.lay_weights(layers[:1], biases[:1])
+    pair = own.lay_weights(layers, biases)
+    exact = [
+        nn.functional.linear(x.float(), w.float(), b.float() if bias else None)
+        for w, b in zip(layers, biases or layers)
+    ]
+    near(own.product(x, one), exact[0])
+    near(own.product(x, one, plus), exact[0] + plus.float())
+    near(own.product(x, pair), torch.cat(exact, -1))
+    near(own.gated(x, pair), nn.functional.silu(exact[0]) * exact[1])
+    assert own.product(x[:, :0], one).shape == (2, 0, columns)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("count", "width"), [(1, 16), (33, 48), (64, 64)])
+def test_what_is_laid_out_holds_every_number_once(
+    own: Kernels, dtype: torch.dtype, count: int, width: int
+) -> None:
+    lines = 1 + torch.randperm(count * width).view(1, count, width).to(torch.float32)
+    lines = lines.to(dtype) if count * width < 256 else lines.remainder(251).to(dtype)
+    for columns in (False, True):
+        panels = own.lay(lines, columns=columns)
+        values, counts = panels.unique(return_counts=True)
+        wanted = dict(zip(*(x.tolist() for x in lines.unique(return_counts=True))))
+        found = dict(zip(values.tolist(), counts.tolist()))
+        found[0.0] = found.get(0.0, 0) - (panels.numel() - lines.numel())
+        assert {k: n for k, n in found.items() if n} == wanted
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_more_threads_than_work(own: Kernels, threads: int) -> None:
+    """What a product and a pass divide among threads does not depend on how many there are."""
+    x, weight = torch.randn(40, 64), torch.randn(20, 64)
+    wanted = own.product(x, own.lay_weights([weight], []))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(own.product(x, own.lay_weights([weight], [])), wanted)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", tiny.WIDE)
@@ -273,10 +393,7 @@ def test_kernels_that_are_wrong_give_way(own: Kernels, monkeypatch: pytest.Monke
 
 
 def test_no_kernels_where_they_would_not_fit(own: Kernels) -> None:
-    class Config:
-        head_dim, hidden_size, num_attention_heads = None, 128, 2
-
-    config = Config()
+    config = Config(head_dim=None, hidden_size=128, num_attention_heads=2)
     assert kernels.for_model(config, torch.float32, CPU) is own
     assert kernels.for_model(config, torch.float16, CPU) is None
     assert kernels.for_model(config, torch.float32, torch.device("meta")) is None

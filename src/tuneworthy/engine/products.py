@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tuneworthy.engine import kernels
 from tuneworthy.engine.beside import Beside
-from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.kernels import Kernels, Weights
 
 FEW_ROWS = {torch.bfloat16: range(1, 2049), torch.float32: range(2, 129)}
 """Tokens at a time for which oneDNN's order is worth it: beyond, a few per cent at most, and one
@@ -106,16 +105,16 @@ class _Own:
         self.widths = [len(module.weight) for module in modules]
 
     @cached_property
-    def panels(self) -> kernels.Panels:
+    def weights(self) -> Weights:
         biases = [module.bias for module in self.modules if module.bias is not None]
         weight = torch.cat([module.weight.detach() for module in self.modules])
-        return kernels.panels([weight], [torch.cat(biases).detach()] if biases else [])
+        return self.quick.lay_weights([weight], [torch.cat(biases).detach()] if biases else [])
 
     def suits(self, x: torch.Tensor) -> bool:
         return True
 
     def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-        return self.quick.product(x, self.panels, plus)
+        return self.quick.product(x, self.weights, plus)
 
 
 class _OwnGate:
@@ -123,18 +122,18 @@ class _OwnGate:
         self.quick, self.modules = quick, (gate, up)
 
     @cached_property
-    def panels(self) -> kernels.Panels:
+    def weights(self) -> Weights:
         biases = [module.bias.detach() for module in self.modules if module.bias is not None]
-        return kernels.panels([module.weight.detach() for module in self.modules], biases)
+        return self.quick.lay_weights([module.weight.detach() for module in self.modules], biases)
 
     def suits(self, x: torch.Tensor) -> bool:
         return True
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.quick.gated(x, self.panels)
+        return self.quick.gated(x, self.weights)
 
     def apart(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, up = self.quick.product(x, self.panels).chunk(2, -1)
+        gate, up = self.quick.product(x, self.weights).chunk(2, -1)
         return gate, up
 
 

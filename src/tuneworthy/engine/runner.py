@@ -15,12 +15,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from tuneworthy.engine import attention, layers, packing, stepping
+from tuneworthy.engine import attention, layers, reading, stepping
 from tuneworthy.engine.attention import Attending
 from tuneworthy.engine.beside import Adapter, Beside
 from tuneworthy.engine.learner import PackedModel
-from tuneworthy.engine.packing import TokenRow
-from tuneworthy.engine.slots import Beginning, Filled, Reading, Shape, Slots, rounded
+from tuneworthy.engine.slots import Beginning, Filled, Shape, Slots, rounded
 
 ROWS = 64
 """Answered at one time."""
@@ -200,16 +199,11 @@ class Quick:
 
         Last hidden states (C,) of each one's last token.
         """
-        before = list(beginning.ids) if beginning else []
         found: dict[int, torch.Tensor] = {}
         for part in _parts({slot: len(row) for slot, row in rows.items()}):
-            whole = {i: TokenRow(before + rows[i], len(before) + len(rows[i])) for i in part}
-            pack = packing.pack(list(whole.values()), prefix=len(before))
-            slot_of = {id(row): i for i, row in whole.items()}
-            places = [slot_of[id(row)] for row in pack.order]
-            reading = Reading(pack, self.config, slots, places, beginning, held)
-            ids_T, positions_T = (x[len(before) :] for x in (pack.ids_T, pack.positions_T))
-            found |= zip(places, self._hidden(ids_T, positions_T, reading, [adapter]))
+            some = {slot: rows[slot] for slot in part}
+            ahead = reading.prompts(slots, some, beginning, held, self.config)
+            found |= zip(ahead.rows, self._hidden(ahead.ids_T, ahead.positions_T, ahead, [adapter]))
         return found
 
     def step(self, ids: Sequence[int]) -> torch.Tensor:

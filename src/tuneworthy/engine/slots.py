@@ -1,7 +1,7 @@
 """Keys and values of the rows that are being answered, and attention over them.
 
 Every running row has a *slot*, in a pool of slots of one size; what all of them begin with is kept
-once beside the slots. Rows are read in packs (`Reading`: no padding, as in training) and answered
+once beside the slots. Rows are read in packs (`reading`: no padding, as in training) and answered
 one token each at a time (`stepping`), or several at a time where these are branches of one row,
 such as labels to be scored.
 """
@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from tuneworthy.engine.attention import Attending, LayerAttention, Plans, attended, rotated
+from tuneworthy.engine.attention import Attending, LayerAttention
 from tuneworthy.engine.kernels import Kernels, Rotary
-from tuneworthy.engine.packing import Pack
 
 LEAST_ROOM = 128
 """Tokens of a row."""
@@ -50,13 +49,23 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.width * item
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Beginning:
     """Keys and values of tokens that several rows begin with, (layers, KV, P, D)."""
 
     ids: tuple[int, ...]
     keys: torch.Tensor
     values: torch.Tensor
+    _laid: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def laid(self, kernels: Kernels) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both as kernels read them, made when they are first needed."""
+        if self._laid is None:
+            self._laid = (
+                kernels.lay(self.keys.flatten(0, 1)),
+                kernels.lay(self.values.flatten(0, 1), columns=True),
+            )
+        return self._laid
 
     def first(self, tokens: int) -> Beginning:
         return Beginning(self.ids[:tokens], self.keys[:, :, :tokens], self.values[:, :, :tokens])
@@ -263,76 +272,3 @@ def rounded(count: int) -> int:
     """The next number of which there are only eight up to twice as many; up to 8 each counts."""
     step = 1 << max(0, count.bit_length() - 4)
     return -(-count // step) * step
-
-
-class Reading(Plans):
-    """A pack of prompts on its way through the model: their keys and values go into slots.
-
-    The pack's shared beginning is not among the tokens that run: `beginning` has it.
-    """
-
-    def __init__(
-        self,
-        pack: Pack,
-        config: Any,
-        slots: Slots,
-        rows: Sequence[int],
-        beginning: Beginning | None,
-        inside: int,
-    ) -> None:
-        """`rows` are the slots of the pack's rows, in the pack's order.
-
-        `inside`: how many tokens of the beginning the slots hold themselves.
-        """
-        super().__init__(
-            pack, config, slots.device, cached=beginning is not None, kernels=slots.kernels
-        )
-        self.beginning = beginning
-        prefix = pack.prefix
-        lengths = [len(row.ids) - prefix for row in pack.order]
-        ends = torch.tensor(lengths).cumsum(0)
-        self.label_positions_L = (ends - 1).to(slots.device)
-        at_T = pack.positions_T[prefix:] - prefix + inside
-        places = [slots.places[row] for row in rows]
-        self.parts = []
-        """For each pool: which tokens go there, None for all, and into which lines."""
-        for target in slots.pools.values():
-            mine = torch.tensor([pool is target for pool, _ in places])
-            if not mine.any():
-                continue
-            line_T = torch.tensor([line for _, line in places]).repeat_interleave(
-                torch.tensor(lengths)
-            )
-            if mine.all():
-                self.parts.append((target, None, target.lines(line_T, at_T)))
-                continue
-            [index] = mine.repeat_interleave(torch.tensor(lengths)).nonzero(as_tuple=True)
-            lines = target.lines(line_T[index], at_T[index])
-            self.parts.append((target, index.to(slots.device), lines))
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rotary: Rotary | None,
-        how: LayerAttention,
-    ) -> torch.Tensor:
-        """See `attention.Attending`; keeps keys and values, knows no gradients."""
-        cos, sin = rotary if rotary is not None else (None, None)
-        flat_q = rotated(query, cos, sin, how.scale, self.kernels)
-        flat_k = rotated(key, cos, sin, 1.0, self.kernels)
-        flat_v = rotated(value, None, None, 1.0, self.kernels)
-        own_k, own_v = (flat[:-1].view(key.shape) for flat in (flat_k, flat_v))
-        for pool, index, lines in self.parts:
-            new = (own_k, own_v) if index is None else (own_k[index], own_v[index])
-            pool.put(how.layer, *new, lines)
-        if self.beginning:
-            width = query.shape[-1]
-            before = (self.beginning.keys[how.layer], self.beginning.values[how.layer])
-            flat_k, flat_v = (
-                torch.cat([x.transpose(0, 1).reshape(-1, width), flat])
-                for x, flat in zip(before, (flat_k, flat_v))
-            )
-        output, _ = attended(flat_q, flat_k, flat_v, how.softcap, self(how.window))
-        return output.view(query.shape)

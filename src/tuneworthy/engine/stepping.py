@@ -1,6 +1,6 @@
 """The next tokens of all running rows on their way through the model.
 
-By kernels of our own (`Compiled`) where there are some, else by PyTorch's operations (`Eager`).
+By kernels of our own where there are some, else by PyTorch's operations (`Eager`).
 Queries meet what all rows begin with in one product for all of them and their own tokens row by
 row; one softmax runs over both, so that the result is that of repeating the beginning.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from tuneworthy.engine import kernels
 from tuneworthy.engine.attention import LayerAttention
+from tuneworthy.engine.compiled import Compiled
 from tuneworthy.engine.kernels import Rotary
 from tuneworthy.engine.slots import Beginning, Pool, Slots
 
@@ -48,63 +48,17 @@ class Stepping:
         """What all layers share."""
         raise NotImplementedError
 
-    def _joined(self, output_KV_N_D: torch.Tensor, heads: int) -> torch.Tensor:
-        """(KV, rows × heads of one head of keys × Q, D) to (rows × Q, H, D)."""
-        kv_heads, _, width = output_KV_N_D.shape
-        return (
-            output_KV_N_D.view(kv_heads, self.batch, heads // kv_heads, self.count, width)
-            .permute(1, 3, 0, 2, 4)
-            .reshape(self.batch * self.count, heads, width)
-        )
 
-
-class Compiled(Stepping):
-    """By `Slots.kernels`, over no more of a slot than its row has."""
+class ByKernels(Stepping):
+    """By `Slots.kernels`."""
 
     def _prepare(self, slots: Slots) -> None:
-        assert slots.kernels
-        self.kernels, table = slots.kernels, []
-        for pool in slots.pools.values():
-            line = pool.keys.stride(1) * pool.keys.element_size()
-            keys, values, layer = pool.keys.data_ptr(), pool.values.data_ptr(), pool.keys.stride(0)
-            table += [
-                (keys + i * line, values + i * line, layer, pool.tokens)
-                for i in range(len(pool.rows))
-            ]
-        # What the structure points at lives as long as this does.
-        self._table = (
-            *torch.tensor(table).t().contiguous(),
-            self.lengths_B_1.contiguous(),
-            self.depths_B_Q.contiguous(),
-            self.sees_B_Q_Q.contiguous(),
-        )
-        shape = slots.shape
-        self._rows = kernels.Rows(
-            *(self.batch, self.count, shape.heads, shape.kv_heads, shape.width, self.prefix),
-            *(part.data_ptr() for part in self._table),
-        )
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rotary: Rotary | None,
-        how: LayerAttention,
-    ) -> torch.Tensor:
-        """See `attention.Attending`."""
-        quick, rows, layer = self.kernels, self._rows, how.layer
-        if rotary is not None and rotary[0].dtype != query.dtype:
-            rotary = rotary[0].to(query.dtype), rotary[1].to(query.dtype)
-        queries = quick.put(rows, layer, query, key, value, rotary, how.scale)
-        before = None
-        if self.beginning:
-            before = torch.bmm(queries, self.beginning.keys[layer].transpose(1, 2))
-        output = quick.attend(rows, layer, how.window, how.softcap, queries, before)
-        if self.beginning is None:
-            return output
-        output.baddbmm_(before, self.beginning.values[layer])
-        return self._joined(output, query.shape[1])
+        rows = self.order.tolist()
+        starts_B = torch.arange(0, (self.batch + 1) * self.count, self.count)
+        self.attend = Compiled(
+            *(slots, rows, self.lengths_B_1[:, 0], starts_B, self.beginning),
+            *(self.depths_B_Q, self.sees_B_Q_Q),
+        ).attend
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,8 +189,8 @@ def next_tokens(
     beginning: Beginning | None,
     depths_B_Q: torch.Tensor,
     sees_B_Q_Q: torch.Tensor,
-) -> Compiled | Eager:
+) -> ByKernels | Eager:
     """On the quickest way that the slots have; see `Stepping`."""
     if slots.kernels:
-        return Compiled(slots, beginning, depths_B_Q, sees_B_Q_Q)
+        return ByKernels(slots, beginning, depths_B_Q, sees_B_Q_Q)
     return Eager(slots, beginning, depths_B_Q, sees_B_Q_Q)

@@ -29,10 +29,10 @@ COMPILE_SECONDS = 120
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LANES = 16
 """Numbers that are computed at a time: heads' widths must be multiples of it."""
-VECTORS = 2
-"""Of LANES lines of weights each, in a panel."""
+PANEL = 2 * LANES
+"""Lines that lie together, see tiles.h."""
 DEEP = {torch.float32: 1, torch.bfloat16: 2}
-"""Numbers of a line of weights that lie side by side."""
+"""Numbers of a line that lie side by side there."""
 _PLAIN, _ADDED, _GATED, _APART = range(4)
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -44,45 +44,28 @@ class Unavailable(Exception):
 
 
 class Rows(ctypes.Structure):
-    """What a step knows of its rows, the same for every layer (`Rows` in attention.h)."""
+    """What a pass of the model knows of its rows, the same for every layer (in attention.h)."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "count", "heads", "kv_heads", "width")),
-        ("prefix", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "width", "prefix")),
         *((name, ctypes.c_void_p) for name in ("keys_B", "values_B", "strides_B", "rooms_B")),
-        *((name, ctypes.c_void_p) for name in ("lengths_B", "depths_BQ", "sees_BQQ")),
+        *((name, ctypes.c_void_p) for name in ("lengths_B", "starts_B", "depths_T", "sees_BQQ")),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Panels:
-    """Weights (N, K) of one linear layer, or of two that go together, as products.h reads them."""
+class Weights:
+    """Of one linear layer (N, K), or of two that go together, as products.h reads them."""
 
-    weights: torch.Tensor
-    """(panels, K / deep, vectors, LANES, deep)."""
+    panels: torch.Tensor
+    """Lines of weights, VECTORS × LANES a panel; or of two layers, LANES of each."""
     biases: torch.Tensor | None
-    """(panels, vectors, LANES), in 32 bits."""
+    """In the same order, in 32 bits."""
     columns: int
     """N."""
+    depth: int
+    """K."""
     pair: bool
-
-
-def panels(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> Panels:
-    """One layer's lines, VECTORS × LANES a panel; or two layers', LANES of each."""
-    parts = VECTORS // len(weights)
-    columns, depth = weights[0].shape
-    more, deep = -columns % (parts * LANES), DEEP[weights[0].dtype]
-    padded = [
-        nn.functional.pad(weight, (0, 0, 0, more)).view(-1, parts, LANES, depth // deep, deep)
-        for weight in weights
-    ]
-    beside = [nn.functional.pad(bias.float(), (0, more)).view(-1, parts, LANES) for bias in biases]
-    return Panels(
-        torch.cat(padded, 1).permute(0, 3, 1, 2, 4).contiguous(),
-        torch.cat(beside, 1).contiguous() if beside else None,
-        columns,
-        len(weights) == 2,
-    )
 
 
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "x": ctypes.c_float, "i": ctypes.c_int}
@@ -97,7 +80,9 @@ SIGNATURES = {
     "lose": "ppnnippi",
     "likeliest": "pnnnppi",
     "put": "pnpnpnpnppnxpi",
-    "attend": "pnnxpppi",
+    "read": "pnnxppppi",
+    "attend": "pnnxppppi",
+    "lay": "pnnnipi",
     "product": "pnnnpnpippni",
     "multiplies": "",
 }
@@ -249,38 +234,66 @@ class Kernels:
             *(highest, sums, torch.get_num_threads()),
         )
 
+    def lay(self, sets_N_S_D: torch.Tensor, *, columns: bool = False) -> torch.Tensor:
+        """Sets of lines as panels of their lines, or of their columns: one line of numbers a set."""
+        sets, count, width = sets_N_S_D.shape
+        lines, deep = sets_N_S_D.contiguous(), DEEP[sets_N_S_D.dtype]
+        assert width % deep == 0
+        many = _up(width, PANEL) * _up(count, deep) if columns else _up(count, PANEL) * width
+        panels = lines.new_empty(sets, many)
+        self._run["lay", lines.dtype](
+            *(lines.data_ptr(), sets, count, width, int(columns), panels.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return panels
+
     def multiplies(self, weight: torch.Tensor) -> bool:
         """Whether products with such weights are quicker here than anybody else's."""
         there = bool(self._run["multiplies", weight.dtype]())
         return there and weight.shape[-1] % DEEP[weight.dtype] == 0
 
+    def lay_weights(
+        self, layers: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+    ) -> Weights:
+        """One layer's weights (N, K) and bias (N,), if it has one; or those of a pair."""
+        columns, depth = layers[0].shape
+        pair, beside = len(layers) == 2, None
+        if pair:
+            more = -columns % LANES
+            lines = [nn.functional.pad(x, (0, 0, 0, more)).view(-1, LANES, depth) for x in layers]
+            layers = [torch.stack(lines, 1).view(-1, depth)]
+            biases = [nn.functional.pad(bias, (0, more)).view(-1, LANES) for bias in biases]
+        if biases:
+            whole = torch.stack(list(biases), 1).float().flatten()
+            beside = nn.functional.pad(whole, (0, -len(whole) % PANEL))
+        return Weights(self.lay(layers[0][None]), beside, columns, depth, pair)
+
     def product(
-        self, x: torch.Tensor, panels: Panels, plus: torch.Tensor | None = None
+        self, x: torch.Tensor, weights: Weights, plus: torch.Tensor | None = None
     ) -> torch.Tensor:
         """x·Wᵀ + b for x (…, K), of a pair side by side; `plus` is added to it."""
-        how = _APART if panels.pair else _PLAIN if plus is None else _ADDED
-        return self._product(x, panels, how, plus)
+        how = _APART if weights.pair else _PLAIN if plus is None else _ADDED
+        return self._product(x, weights, how, plus)
 
-    def gated(self, x: torch.Tensor, panels: Panels) -> torch.Tensor:
+    def gated(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
         """silu(x·Gᵀ + g) × (x·Uᵀ + u) for x (…, K) and a pair of layers."""
-        return self._product(x, panels, _GATED, None)
+        return self._product(x, weights, _GATED, None)
 
     def _product(
-        self, x: torch.Tensor, panels: Panels, how: int, other: torch.Tensor | None
+        self, x: torch.Tensor, weights: Weights, how: int, other: torch.Tensor | None
     ) -> torch.Tensor:
-        depth, columns = x.shape[-1], panels.columns * (2 if how == _APART else 1)
-        assert x.dtype == panels.weights.dtype
-        assert depth == panels.weights.shape[1] * DEEP[x.dtype]
-        flat, output = x.reshape(-1, depth), x.new_empty(*x.shape[:-1], columns)
+        columns = weights.columns * (2 if how == _APART else 1)
+        assert x.dtype == weights.panels.dtype and x.shape[-1] == weights.depth
+        flat, output = x.reshape(-1, weights.depth), x.new_empty(*x.shape[:-1], columns)
         if flat.stride(1) != 1:
             flat = flat.contiguous()
         if other is not None:
             assert other.shape == output.shape
             other = other.contiguous()
         self._run["product", x.dtype](
-            *(flat.data_ptr(), flat.stride(0), len(flat), depth, panels.weights.data_ptr()),
-            panels.columns,
-            None if panels.biases is None else panels.biases.data_ptr(),
+            *(flat.data_ptr(), flat.stride(0), len(flat), weights.depth),
+            *(weights.panels.data_ptr(), weights.columns),
+            None if weights.biases is None else weights.biases.data_ptr(),
             how,
             None if other is None else other.data_ptr(),
             *(output.data_ptr(), columns, torch.get_num_threads()),
@@ -297,14 +310,13 @@ class Kernels:
         rotary: Rotary | None,
         scale: float,
     ) -> torch.Tensor:
-        """Keep keys and values (T, KV, D) in the rows' slots; queries (T, H, D) × scale as (KV, N, D).
+        """Keep keys and values (T, KV, D) in the rows' slots; queries × scale, (T, H, D).
 
-        Both after the rotary embedding, if that is still to be done. N: rows, heads of one head
-        of keys and new tokens, in this order.
+        Both after the rotary embedding, if that is still to be done.
         """
         width, dtype = rows.width, query.dtype
         query, key, value = (_of_lines(x, width) for x in (query, key, value))
-        output = query.new_empty(rows.kv_heads, query.shape[0] * rows.heads // rows.kv_heads, width)
+        output = torch.empty(query.shape, dtype=dtype)
         self._run["put", dtype](
             *(ctypes.addressof(rows), layer),
             *(query.data_ptr(), query.stride(0), key.data_ptr(), key.stride(0)),
@@ -319,23 +331,28 @@ class Kernels:
         layer: int,
         window: int | None,
         softcap: float | None,
-        queries_KV_N_D: torch.Tensor,
-        before_KV_N_P: torch.Tensor | None,
+        queries_T_H_D: torch.Tensor,
+        beginning: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
-        """Attention of `put`'s queries over their rows' slots: (T, H, D).
+        """Attention of `put`'s queries over their rows' slots, and a shared beginning: (T, H, D).
 
-        With `before`, their scores with a shared beginning, which become weights of its values in
-        place: (KV, N, D), to which those values' weighted sum is still to be added.
+        `beginning` are its keys, laid as lines, and its values, laid as columns, (layers × KV, …).
+        Where `rows` says who sees whom these are next tokens, else prompts.
         """
-        shape = (rows.batch * rows.count, rows.heads, rows.width)
-        output = queries_KV_N_D.new_empty(shape if before_KV_N_P is None else queries_KV_N_D.shape)
-        self._run["attend", output.dtype](
+        output, before = torch.empty_like(queries_T_H_D), (None, None)
+        if beginning is not None:
+            at = layer * rows.kv_heads
+            before = tuple(panels[at].data_ptr() for panels in beginning)
+        self._run["attend" if rows.sees_BQQ else "read", output.dtype](
             *(ctypes.addressof(rows), layer, window or 0, softcap or 0.0),
-            queries_KV_N_D.data_ptr(),
-            None if before_KV_N_P is None else before_KV_N_P.data_ptr(),
+            *(queries_T_H_D.data_ptr(), *before),
             *(output.data_ptr(), torch.get_num_threads()),
         )
         return output
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def _turning(rotary: Rotary | None, dtype: torch.dtype) -> tuple[Any, Any, int]:

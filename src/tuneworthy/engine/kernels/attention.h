@@ -1,21 +1,31 @@
-// Attention of packs, whose products are made elsewhere, and of rows that are answered.
+// Attention weights of packs, whose products are made elsewhere; and all of attention for rows that
+// are answered.
 //
-// Suffixes of names are shapes: B rows, Q new tokens of each, H heads, K heads of keys, G = H / K,
-// D width, S room of a slot, N queries, P tokens that all rows begin with.
+// Suffixes of names are shapes: B rows, T tokens, Q new tokens of each row, H heads, K heads of
+// keys, G = H / K, D width, S room of a slot, N queries, P tokens that all rows begin with.
 
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "layers.h"
 #include "lines.h"
+#include "tiles.h"
 
 namespace {
 
-// Scores of one query to exponentials, in place: those of keys `first` to `last` (not itself), 0 for
-// all others; gives what makes weights of them. There is room for whole lanes in `line`.
-inline float soften(float* line, int64_t first, int64_t last, int64_t whole, float softcap) {
+// The highest of some scores, and the sum of their exponentials with it taken off.
+struct Softened {
+  float most, sum;
+};
+
+// Scores of one query to exponentials, in place: those of keys `first` to `last` (not itself), 0
+// for all others. There is room for whole lanes in `line`.
+inline Softened soften(float* line, int64_t first, int64_t last, int64_t whole, float softcap) {
+  if (first >= last) {
+    std::fill(line, line + whole, 0.0f);
+    return {HIDDEN, 0};
+  }
   if (softcap > 0)
     for (int64_t i = first; i < last; i++) line[i] = softcap * std::tanh(line[i] / softcap);
   std::fill(line, line + first, HIDDEN);
@@ -27,7 +37,7 @@ inline float soften(float* line, int64_t first, int64_t last, int64_t whole, flo
     together += lanes;
     save_lanes(line + i, lanes);
   }
-  return 1 / sum(together);
+  return {most, sum(together)};
 }
 
 // (N, block, S) scores of queries that stand one behind the other, the last at the last key.
@@ -45,10 +55,10 @@ void weights(T* scores, int64_t lines, int64_t block, int64_t keys, int64_t wind
       const int64_t first = window ? std::max<int64_t>(0, last - window) : 0;
       const int64_t start = first / LANES * LANES;
       load_line(&line[start], at + start, last - start);
-      const float inverse =
+      const Softened found =
           soften(&line[start], first - start, last - start, whole_lanes(last) - start, softcap);
       for (int64_t i = 0; i < start; i++) save(at + i, 0.0f);
-      store_line(at + start, &line[start], last - start, inverse);
+      store_line(at + start, &line[start], last - start, 1 / found.sum);
       for (int64_t i = last; i < keys; i++) save(at + i, 0.0f);
     }
   }
@@ -73,136 +83,292 @@ void weights_back(T* gradients, const T* weights, int64_t lines, int64_t keys, i
   }
 }
 
+// What a query finds among some keys: the sum of their values (D,), each times its exponential.
+struct Found {
+  const float* values;
+  Softened weights;
+};
+
+// What a query finds among two sets of keys: the weighted mean over both.
+template <typename T>
+inline void mean(T* out, int64_t d, Found some, Found others) {
+  const float most = std::max(some.weights.most, others.weights.most);
+  float x = std::exp(some.weights.most - most), y = std::exp(others.weights.most - most);
+  const float inverse = 1 / (x * some.weights.sum + y * others.weights.sum);
+  x *= inverse, y *= inverse;
+  for (int64_t i = 0; i < d; i += LANES)
+    save_lanes(out + i, load_lanes(some.values + i) * x + load_lanes(others.values + i) * y);
+}
+template <typename T>
+inline void mean(T* out, int64_t d, Found some) {
+  store_line(out, some.values, d, 1 / some.weights.sum);
+}
+
+// Keys and values of one head, as panels: lines of keys, columns of values.
+template <typename T>
+struct Panels {
+  const T *keys, *values;
+  int64_t count;
+};
+
+// Up to TILE queries and the keys that they see, each one's from `first` to `last` (not itself).
+template <typename T>
+class Sight {
+ public:
+  int64_t first[TILE], last[TILE];
+
+  Sight(int64_t d, int64_t most_keys)
+      : d(d), columns(whole_panels(d)), stride(whole_panels(most_keys)),
+        scores(TILE * stride), values(TILE * columns) {}
+
+  Found found(int64_t m) const { return {&values[m * columns], weights[m]}; }
+
+  // Of `few` queries `stride` apart.
+  void look(int64_t few, const T* queries, int64_t queries_stride, const Panels<T>& among,
+            float softcap) {
+    const int64_t start = *std::min_element(first, first + few) / PANEL * PANEL;
+    const int64_t end = std::max(start, *std::max_element(last, last + few));
+    for (int64_t key = start; key < end; key += PANEL)
+      tile_of<T>(few, queries, queries_stride, among.keys + key * d, d, nullptr, &scores[key],
+                 stride, among.keys + (key + PANEL) * d);
+    for (int64_t m = 0; m < few; m++) {
+      float* line = &scores[m * stride + start];
+      weights[m] =
+          soften(line, first[m] - start, last[m] - start, whole_panels(end) - start, softcap);
+      // As the next product reads them; for 32 bits that is where they are.
+      store_line(reinterpret_cast<T*>(line), line, whole_panels(end) - start, 1.0f);
+    }
+    const int64_t steps = whole_steps<T>(among.count), depth = whole_steps<T>(end) - start;
+    for (int64_t c = 0; c < columns; c += PANEL)
+      tile_of<T>(few, reinterpret_cast<const T*>(&scores[start]), stride * DEEP<T>,
+                 among.values + c * steps + start * PANEL, depth, nullptr, &values[c], columns,
+                 among.values + (c + PANEL) * steps);
+  }
+
+ private:
+  int64_t d, columns, stride;
+  std::vector<float> scores, values;
+  Softened weights[TILE];
+};
+
 }  // namespace
 
 extern "C" {
 
-// What a step knows of its rows, the same for every layer; see `stepping.Stepping`.
+// What a pass of the model knows of its rows, the same for every layer; see `compiled.Rows`.
 struct Rows {
-  int64_t batch, count, heads, kv_heads, width, prefix;
+  int64_t batch, heads, kv_heads, width, prefix;
   const int64_t* keys_B;      // addresses of each row's keys in layer 0, (layers, …, K, S, D)
   const int64_t* values_B;
   const int64_t* strides_B;   // from one layer to the next, in numbers
   const int64_t* rooms_B;     // S
   const int64_t* lengths_B;   // tokens that each slot holds
-  const int64_t* depths_BQ;   // how far each new token stands behind them
-  const uint8_t* sees_BQQ;    // which of the new ones see which
+  const int64_t* starts_B;    // where each row's new tokens begin, and behind the last: B + 1
+  const int64_t* depths_T;    // how far each new token stands behind its slot's; null: one each
+  const uint8_t* sees_BQQ;    // which of a row's new ones see which; null: each those before it
 };
 }
 
 namespace {
 
-template <typename T>
-void put(const Rows& rows, int64_t layer, const T* query, int64_t query_stride, const T* key,
-         int64_t key_stride, const T* value, int64_t value_stride, const T* cos, const T* sin,
-         int64_t turn_stride, float scale, T* queries_KBGQD, int threads) {
-  const int64_t d = rows.width, group = rows.heads / rows.kv_heads;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t token = 0; token < rows.batch * rows.count; token++) {
-    const int64_t row = token / rows.count, q = token % rows.count;
-    const T* c = cos ? cos + token * turn_stride : nullptr;
-    const T* s = cos ? sin + token * turn_stride : nullptr;
-    const int64_t room = rows.rooms_B[row], place = rows.lengths_B[row] + q;
-    T* keys = reinterpret_cast<T*>(rows.keys_B[row]) + layer * rows.strides_B[row];
-    T* values = reinterpret_cast<T*>(rows.values_B[row]) + layer * rows.strides_B[row];
-    for (int64_t k = 0; k < rows.kv_heads; k++) {
-      const int64_t at = (k * room + place) * d;
-      turn_one(key + token * key_stride + k * d, c, s, 1.0f, keys + at, d);
-      std::memcpy(values + at, value + token * value_stride + k * d, d * sizeof(T));
-      for (int64_t g = 0; g < group; g++)
-        turn_one(query + token * query_stride + (k * group + g) * d, c, s, scale,
-             queries_KBGQD + (((k * rows.batch + row) * group + g) * rows.count + q) * d, d);
-    }
-  }
-}
-
 // Where one row's keys and values of one head are, (S, D) each.
 template <typename T>
 struct Caches {
-  const T *keys, *values;
+  T *keys, *values;
 };
 
 template <typename T>
 Caches<T> caches(const Rows& rows, int64_t layer, int64_t row, int64_t k) {
   const int64_t at = layer * rows.strides_B[row] + k * rows.rooms_B[row] * rows.width;
-  return {reinterpret_cast<const T*>(rows.keys_B[row]) + at,
-          reinterpret_cast<const T*>(rows.values_B[row]) + at};
+  return {reinterpret_cast<T*>(rows.keys_B[row]) + at,
+          reinterpret_cast<T*>(rows.values_B[row]) + at};
 }
 
-// Attention of one row's queries of one head of keys; those of the `next` one are fetched from
-// memory meanwhile, which takes longer than computing. `before_NP` are their scores with the
-// beginning that all rows share, and become weights of it. `window` is how many tokens back one
-// sees, itself one of them, and `softcap` what scores are squeezed between; 0: neither.
+// The beginning's panels of one head, from (K, …) of one layer.
+template <typename T>
+Panels<T> beginning(const Rows& rows, const T* keys, const T* values, int64_t k) {
+  return {keys + k * whole_panels(rows.prefix) * rows.width,
+          values + k * whole_panels(rows.width) * whole_steps<T>(rows.prefix), rows.prefix};
+}
+
+// How far back a token sees: the first position. `window`: how many tokens, itself one of them.
+inline int64_t farthest(int64_t position, int64_t window) {
+  return window ? std::max<int64_t>(0, position - window + 1) : 0;
+}
+
+// Keys and values (T, K, D) into their rows' slots, and queries × scale, (T, H, D).
+template <typename T>
+void put(const Rows& rows, int64_t layer, const T* query, int64_t query_stride, const T* key,
+         int64_t key_stride, const T* value, int64_t value_stride, const T* cos, const T* sin,
+         int64_t turn_stride, float scale, T* queries_THD, int threads) {
+  const int64_t d = rows.width, tokens = rows.starts_B[rows.batch];
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t token = 0; token < tokens; token++) {
+    const int64_t* after = std::upper_bound(rows.starts_B, rows.starts_B + rows.batch, token);
+    const int64_t row = after - rows.starts_B - 1;
+    const int64_t place = rows.lengths_B[row] + token - rows.starts_B[row];
+    const T* c = cos ? cos + token * turn_stride : nullptr;
+    const T* s = cos ? sin + token * turn_stride : nullptr;
+    for (int64_t k = 0; k < rows.kv_heads; k++) {
+      const Caches<T> to = caches<T>(rows, layer, row, k);
+      turn_one(key + token * key_stride + k * d, c, s, 1.0f, to.keys + place * d, d);
+      std::memcpy(to.values + place * d, value + token * value_stride + k * d, d * sizeof(T));
+    }
+    for (int64_t h = 0; h < rows.heads; h++)
+      turn_one(query + token * query_stride + h * d, c, s, scale,
+               queries_THD + (token * rows.heads + h) * d, d);
+  }
+}
+
+// Attention of prompts, whose keys and values `put` has put away: each token sees all of its slot's
+// before it, itself, and the beginning.
+template <typename T>
+void read(const Rows& rows, int64_t layer, int64_t window, float softcap, const T* queries_THD,
+          const T* before_keys, const T* before_values, T* out_THD, int threads) {
+  const int64_t d = rows.width, heads = rows.heads, group = heads / rows.kv_heads;
+  const int64_t prefix = rows.prefix, all = rows.batch * rows.kv_heads;
+  // Few rows: each head of queries is a task of its own, though keys are laid for each again.
+  const int64_t parts = std::clamp<int64_t>((4 * threads - 1) / all + 1, 1, group);
+  int64_t longest = 0;
+  for (int64_t row = 0; row < rows.batch; row++)
+    longest = std::max(longest, rows.lengths_B[row] + rows.starts_B[row + 1] - rows.starts_B[row]);
+#pragma omp parallel num_threads(threads)
+  {
+    Sight<T> own(d, longest), shared(d, prefix);
+    std::vector<T> keys(whole_panels(longest) * d);
+    std::vector<T> values(whole_steps<T>(longest) * whole_panels(d));
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < all * parts; task++) {
+      const int64_t row = task / parts / rows.kv_heads, k = task / parts % rows.kv_heads;
+      const int64_t part = task % parts, start = rows.starts_B[row], held = rows.lengths_B[row];
+      const int64_t count = rows.starts_B[row + 1] - start, most = tile_lines(count);
+      const Caches<T> slot = caches<T>(rows, layer, row, k);
+      lay_lines<T>(slot.keys, held + count, d, keys.data());
+      lay_columns<T>(slot.values, held + count, d, values.data());
+      const Panels<T> mine = {keys.data(), values.data(), held + count};
+      const Panels<T> before = beginning<T>(rows, before_keys, before_values, k);
+      for (int64_t g = group * part / parts; g < group * (part + 1) / parts; g++)
+        for (int64_t token = 0; token < count; token += most) {
+          const int64_t few = std::min(most, count - token);
+          const int64_t line = ((start + token) * heads + k * group + g) * d;
+          for (int64_t m = 0; m < few; m++) {
+            const int64_t at = held + token + m;
+            own.first[m] = farthest(at, window);
+            own.last[m] = at + 1;
+            shared.first[m] = std::min(prefix, farthest(prefix + at, window));
+            shared.last[m] = prefix;
+          }
+          own.look(few, queries_THD + line, heads * d, mine, softcap);
+          if (prefix) shared.look(few, queries_THD + line, heads * d, before, softcap);
+          for (int64_t m = 0; m < few; m++) {
+            T* out = out_THD + line + m * heads * d;
+            if (prefix) mean(out, d, own.found(m), shared.found(m));
+            else mean(out, d, own.found(m));
+          }
+        }
+    }
+  }
+}
+
+struct Scratch {
+  std::vector<float> numbers;
+  std::vector<Softened> weights;
+};
+
+// What the next tokens of one row find among its slot's keys of one head, and with `shared` (G, T)
+// of the beginning's. Those of the `next` one are fetched from memory meanwhile, which takes longer
+// than computing.
 template <typename T, int WIDTH>
 void attend_one(const Rows& rows, int64_t layer, int64_t row, int64_t k, int64_t window,
-                float softcap, const T* queries_ND, T* before_NP, T* out,
-                std::vector<float>& scratch, Caches<T> mine, Caches<T> next) {
-  const int64_t d = WIDTH ? WIDTH : rows.width, count = rows.count;
-  const int64_t group = rows.heads / rows.kv_heads, many = group * count;
-  const int64_t length = rows.lengths_B[row], total = length + count;
-  const int64_t prefix = rows.prefix;
-  const int64_t own = whole_lanes(total), shared = whole_lanes(prefix), stride = shared + own;
-  const size_t needed = many * d + many * stride + many;
-  if (scratch.size() < needed) scratch.resize(needed);
-  float* found = scratch.data();
-  float* scores = found + many * d;
-  float* inverses = scores + many * stride;
-  products<T, WIDTH>(many, queries_ND, mine.keys, total, d, scores + shared, stride, next.keys);
+                float softcap, const T* queries_THD, const Found* shared, T* out_THD,
+                Scratch& scratch, Caches<T> next) {
+  const int64_t d = WIDTH ? WIDTH : rows.width, heads = rows.heads, group = heads / rows.kv_heads;
+  const int64_t start = rows.starts_B[row], count = rows.starts_B[row + 1] - start;
+  const int64_t tokens = rows.starts_B[rows.batch], many = group * count;
+  const int64_t length = rows.lengths_B[row], total = length + count, stride = whole_lanes(total);
+  scratch.numbers.resize(many * (2 * d + stride));
+  scratch.weights.resize(many);
+  float *values = scratch.numbers.data(), *scores = values + many * d;
+  T* queries = reinterpret_cast<T*>(scores + many * stride);
+  Softened* weights = scratch.weights.data();
+  const Caches<T> mine = caches<T>(rows, layer, row, k);
   for (int64_t n = 0; n < many; n++) {
-    const int64_t q = n % count;
-    float* line = scores + n * stride;
-    load_line(line, before_NP + n * prefix, prefix);
-    if (softcap > 0)
-      for (int64_t i = 0; i < shared + total; i++)
-        line[i] = softcap * std::tanh(line[i] / softcap);
-    const int64_t position = prefix + length + rows.depths_BQ[row * count + q];
-    const uint8_t* sees = rows.sees_BQQ + (row * count + q) * count;
-    for (int64_t i = 0; i < count; i++) {
-      const int64_t at = prefix + length + rows.depths_BQ[row * count + i];
-      if (!sees[i] || (window && at <= position - window))
-        line[shared + length + i] = HIDDEN;
-    }
-    if (window) {
-      const int64_t first = std::max<int64_t>(0, position - window + 1);
-      std::fill(line, line + std::min(first, prefix), HIDDEN);
-      if (first > prefix)
-        std::fill(line + shared, line + shared + std::min(first - prefix, length), HIDDEN);
-    }
-    std::fill(line + prefix, line + shared, HIDDEN);
-    std::fill(line + shared + total, line + stride, HIDDEN);
-    inverses[n] = soften(line, 0, stride, stride, 0);
-    store_line(before_NP + n * prefix, line, prefix, inverses[n]);
+    const int64_t token = start + n / group, head = k * group + n % group;
+    std::memcpy(queries + n * d, queries_THD + (token * heads + head) * d, d * sizeof(T));
   }
-  sums<T, WIDTH>(many, scores + shared, stride, mine.values, total, d, found, next.values);
-  const int64_t at = (k * rows.batch + row) * many;
+  products<T, WIDTH>(many, queries, mine.keys, total, d, scores, stride, next.keys);
   for (int64_t n = 0; n < many; n++) {
-    const int64_t head = (row * count + n % count) * rows.heads + k * group + n / count;
-    const int64_t line = prefix ? at + n : head;
-    store_line(out + line * d, found + n * d, d, inverses[n]);
+    const int64_t q = n / group;
+    float* line = scores + n * stride;
+    const int64_t position = length + rows.depths_T[start + q];
+    const int64_t first = farthest(rows.prefix + position, window) - rows.prefix;
+    if (softcap > 0)
+      for (int64_t i = 0; i < total; i++) line[i] = softcap * std::tanh(line[i] / softcap);
+    for (int64_t i = 0; i < count; i++)
+      if (!rows.sees_BQQ[(row * count + q) * count + i] ||
+          length + rows.depths_T[start + i] < first)
+        line[length + i] = HIDDEN;
+    std::fill(line, line + std::clamp<int64_t>(first, 0, length), HIDDEN);
+    weights[n] = soften(line, 0, total, stride, 0);
+  }
+  sums<T, WIDTH>(many, scores, stride, mine.values, total, d, values, next.values);
+  for (int64_t n = 0; n < many; n++) {
+    const int64_t token = start + n / group, g = n % group;
+    const Found own = {values + n * d, weights[n]};
+    T* out = out_THD + (token * heads + k * group + g) * d;
+    if (rows.prefix) mean(out, d, own, shared[g * tokens + token]);
+    else mean(out, d, own);
   }
 }
 
 constexpr int TASKS_AT_ONCE = 12;  // heads of rows that one thread takes up
 
-// Lines of `out` stand as the next product wants them, (B, Q, H, D), or as `queries` do, (K, B, G,
-// Q, D), where the beginning's part is still to be added.
+// Attention of rows' next tokens, whose keys and values `put` has put away.
 template <typename T>
-void attend(const Rows& rows, int64_t layer, int64_t window, float softcap, const T* queries,
-            T* before, T* out, int threads) {
-  const int64_t d = rows.width, many = rows.heads / rows.kv_heads * rows.count;
+void attend(const Rows& rows, int64_t layer, int64_t window, float softcap, const T* queries_THD,
+            const T* before_keys, const T* before_values, T* out_THD, int threads) {
+  const int64_t d = rows.width, columns = whole_panels(d), heads = rows.heads;
+  const int64_t group = heads / rows.kv_heads, tokens = rows.starts_B[rows.batch];
   auto one = d == 64 ? attend_one<T, 64> : d == 128 ? attend_one<T, 128> : attend_one<T, 0>;
   const int64_t tasks = rows.batch * rows.kv_heads;
   const int64_t at_once = std::clamp<int64_t>(tasks / (4 * threads), 1, TASKS_AT_ONCE);
+  const int64_t most = tile_lines(tokens), tiles = (tokens + most - 1) / most;
+  const int64_t found = rows.prefix ? heads * tokens : 0;
+  std::vector<Found> shared(found);
+  std::vector<float> values(found * columns);
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> scratch;
+    if (rows.prefix) {
+      Sight<T> sight(d, rows.prefix);
+#pragma omp for schedule(static)
+      for (int64_t task = 0; task < heads * tiles; task++) {
+        const int64_t head = task / tiles, token = task % tiles * most;
+        const int64_t few = std::min(most, tokens - token);
+        for (int64_t m = 0; m < few; m++) {
+          const int64_t* after =
+              std::upper_bound(rows.starts_B, rows.starts_B + rows.batch, token + m);
+          const int64_t position = rows.lengths_B[after - rows.starts_B - 1] +
+                                   rows.depths_T[token + m] + rows.prefix;
+          sight.first[m] = std::min(rows.prefix, farthest(position, window));
+          sight.last[m] = rows.prefix;
+        }
+        sight.look(few, queries_THD + (token * heads + head) * d, heads * d,
+                   beginning<T>(rows, before_keys, before_values, head / group), softcap);
+        for (int64_t m = 0; m < few; m++) {
+          const int64_t at = head * tokens + token + m;
+          shared[at] = sight.found(m);
+          std::memcpy(&values[at * columns], shared[at].values, columns * sizeof(float));
+          shared[at].values = &values[at * columns];
+        }
+      }
+    }
+    Scratch scratch;
 #pragma omp for schedule(dynamic, at_once)
     for (int64_t task = 0; task < tasks; task++) {
       const int64_t row = task / rows.kv_heads, k = task % rows.kv_heads;
       const int64_t then = std::min(task + 1, tasks - 1);
-      const int64_t at = (k * rows.batch + row) * many;
-      one(rows, layer, row, k, window, softcap, queries + at * d, before + at * rows.prefix, out,
-          scratch, caches<T>(rows, layer, row, k),
+      one(rows, layer, row, k, window, softcap, queries_THD,
+          shared.data() + (rows.prefix ? k * group * tokens : 0), out_THD, scratch,
           caches<T>(rows, layer, then / rows.kv_heads, then % rows.kv_heads));
     }
   }

@@ -54,11 +54,21 @@
     put(*rows, layer, query, query_stride, key, key_stride, value, value_stride, cos, sin,         \
         turn_stride, scale, queries, threads);                                                     \
   }                                                                                                \
-  void attend_##NAME(const Rows* rows, int64_t layer, int64_t window, float softcap,               \
-                     const T* queries, T* before, T* out, int threads) {                           \
-    attend(*rows, layer, window, softcap, queries, before, out, threads);                          \
+  void read_##NAME(const Rows* rows, int64_t layer, int64_t window, float softcap,                 \
+                   const T* queries, const T* before_keys, const T* before_values, T* out,         \
+                   int threads) {                                                                  \
+    read(*rows, layer, window, softcap, queries, before_keys, before_values, out, threads);        \
   }                                                                                                \
-  int multiplies_##NAME() { return MULTIPLIES<T>; }                                                \
+  void attend_##NAME(const Rows* rows, int64_t layer, int64_t window, float softcap,               \
+                     const T* queries, const T* before_keys, const T* before_values, T* out,       \
+                     int threads) {                                                                \
+    attend(*rows, layer, window, softcap, queries, before_keys, before_values, out, threads);      \
+  }                                                                                                \
+  void lay_##NAME(const T* lines, int64_t sets, int64_t count, int64_t width, int columns,         \
+                  T* panels, int threads) {                                                        \
+    lay(lines, sets, count, width, columns != 0, panels, threads);                                 \
+  }                                                                                                \
+  int multiplies_##NAME() { return multiplies<T>(); }                                              \
   void product_##NAME(const T* x, int64_t x_stride, int64_t lines, int64_t depth, const T* panels, \
                       int64_t columns, const float* bias, int how, const T* other, T* out,         \
                       int64_t out_stride, int threads) {                                           \

@@ -79,22 +79,31 @@ inline float sum(Floats lanes) {
 }
 
 // e^x for x <= 0, to about two units in the last place: 2^n times a polynomial of the rest
-// (Cephes' expf, S. Moshier). Below -87 it is 0.
+// (Cephes' expf, S. Moshier). Below -87 it is 0, or next to it.
 inline Floats exp_lanes(Floats x) {
-  Ints tiny = x < -87.0f;
-  Floats bounded = (Floats)((~tiny & (Ints)x));
-  Floats scaled = bounded * 1.44269504088896341f - 0.5f;
-  Ints n = __builtin_convertvector(scaled, Ints);  // towards 0: to the nearest, as x <= 0
-  Floats whole = __builtin_convertvector(n, Floats);
-  Floats r = bounded - whole * 0.693359375f + whole * 2.12194440e-4f;
+#ifdef __AVX512F__
+  const Floats bounded = _mm512_max_ps(x, _mm512_set1_ps(-110.0f));
+  const Floats whole = _mm512_roundscale_ps(bounded * 1.44269504088896341f, 0);
+#else
+  const Ints tiny = x < -87.0f;
+  const Floats bounded = (Floats)((~tiny & (Ints)x));
+  const Floats scaled = bounded * 1.44269504088896341f - 0.5f;
+  const Ints n = __builtin_convertvector(scaled, Ints);  // towards 0: to the nearest, as x <= 0
+  const Floats whole = __builtin_convertvector(n, Floats);
+#endif
+  const Floats r = bounded - whole * 0.693359375f + whole * 2.12194440e-4f;
   Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  Floats power = (Floats)((n + 127) << 23);
+#ifdef __AVX512F__
+  return _mm512_scalef_ps(p, whole);
+#else
+  const Floats power = (Floats)((n + 127) << 23);
   return (Floats)(~tiny & (Ints)(p * power));
+#endif
 }
 
 constexpr float HIDDEN = -std::numeric_limits<float>::infinity();

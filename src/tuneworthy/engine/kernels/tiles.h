@@ -1,0 +1,149 @@
+// Up to TILE lines of numbers times a panel of other lines, all sums in registers: what products and
+// attention are made of.
+//
+// A panel is PANEL lines that lie as they are read: for each step along their length the next
+// number (float) or pair of numbers (bfloat16) of every line.
+
+#pragma once
+
+#include <type_traits>
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int VECTORS = 2, PANEL = VECTORS * LANES;
+#ifdef __AVX512F__
+constexpr int TILE = 12;
+#else
+constexpr int TILE = 3;  // half as many registers, of half the size
+#endif
+
+// Numbers of a line that lie side by side.
+template <typename T>
+constexpr int DEEP = std::is_same_v<T, Bfloat16> ? 2 : 1;
+
+inline int64_t whole_panels(int64_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
+template <typename T>
+inline int64_t whole_steps(int64_t count) {
+  return (count + DEEP<T> - 1) / DEEP<T> * DEEP<T>;
+}
+
+inline Floats spread(const float* at) { return Floats{} + *at; }
+inline Floats whole(const float* at) { return load_lanes(at); }
+inline Floats with_products(Floats sums, Floats some, Floats others) {
+  return sums + some * others;
+}
+
+#ifdef __AVX512BF16__
+inline __m512bh spread(const Bfloat16* at) {
+  int32_t pair;
+  std::memcpy(&pair, at, sizeof pair);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+inline __m512bh whole(const Bfloat16* at) { return (__m512bh)_mm512_loadu_si512(at); }
+inline Floats with_products(Floats sums, __m512bh some, __m512bh others) {
+  return _mm512_dpbf16_ps(sums, some, others);
+}
+#else
+struct Pairs {
+  Floats low, high;
+};
+inline Pairs spread(const Bfloat16* at) { return {Floats{} + load(at), Floats{} + load(at + 1)}; }
+inline Pairs whole(const Bfloat16* at) {
+  Words words;
+  std::memcpy(&words, at, sizeof words);
+  return {(Floats)(words << 16), (Floats)(words & 0xffff0000)};
+}
+inline Floats with_products(Floats sums, const Pairs& some, const Pairs& others) {
+  return sums + some.low * others.low + some.high * others.high;
+}
+#endif
+
+// COUNT lines of x (COUNT, depth) times a panel, into `out` (COUNT, PANEL). From `next` on, a line
+// of the cache is brought nearer at each step: weights from memory would be waited for else.
+template <typename T, int COUNT>
+inline void tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, const float* bias,
+                 float* out, int64_t out_stride, const void* next) {
+  Floats sums[COUNT][VECTORS];
+  for (int m = 0; m < COUNT; m++)
+    for (int v = 0; v < VECTORS; v++)
+      sums[m][v] = bias ? load_lanes(bias + v * LANES) : Floats{};
+  const char* ahead = static_cast<const char*>(next);
+  for (int64_t k = 0; k < depth; k += DEEP<T>) {
+    const auto first = whole(panel + k * PANEL);
+    const auto second = whole(panel + k * PANEL + DEEP<T> * LANES);
+    __builtin_prefetch(ahead, 0, 1);
+    ahead += 64;
+    for (int m = 0; m < COUNT; m++) {
+      const auto number = spread(x + m * x_stride + k);
+      sums[m][0] = with_products(sums[m][0], number, first);
+      sums[m][1] = with_products(sums[m][1], number, second);
+    }
+  }
+  for (int m = 0; m < COUNT; m++)
+    for (int v = 0; v < VECTORS; v++) save_lanes(out + m * out_stride + v * LANES, sums[m][v]);
+}
+
+// The same for `count` lines, of which there may be 1 to TILE.
+template <typename T, int COUNT = TILE>
+inline void tile_of(int64_t count, const T* x, int64_t x_stride, const T* panel, int64_t depth,
+                    const float* bias, float* out, int64_t out_stride, const void* next) {
+  if constexpr (COUNT > 1)
+    if (count < COUNT)
+      return tile_of<T, COUNT - 1>(count, x, x_stride, panel, depth, bias, out, out_stride, next);
+  tile<T, COUNT>(x, x_stride, panel, depth, bias, out, out_stride, next);
+}
+
+// Of `lines` as nearly equal parts as possible, how many lines each has.
+inline int64_t tile_lines(int64_t lines) {
+  const int64_t tiles = (lines + TILE - 1) / TILE;
+  return (lines + tiles - 1) / tiles;
+}
+
+// Lines (count, depth) as panels, the last one filled with zeros.
+template <typename T>
+void lay_lines(const T* lines, int64_t count, int64_t depth, T* panels) {
+  constexpr int64_t step = DEEP<T>;
+  for (int64_t i = 0; i < whole_panels(count); i++) {
+    T* to = panels + i / PANEL * depth * PANEL + i % PANEL * step;
+    for (int64_t k = 0; k < depth; k += step)
+      if (i < count) std::memcpy(to + k * PANEL, lines + i * depth + k, step * sizeof(T));
+      else std::memset(to + k * PANEL, 0, step * sizeof(T));
+  }
+}
+
+// The columns of lines (count, width) as panels, with zeros where there is no column or line.
+template <typename T>
+void lay_columns(const T* lines, int64_t count, int64_t width, T* panels) {
+  static const T nothing[PANEL] = {};
+  const int64_t steps = whole_steps<T>(count);
+  for (int64_t start = 0; start < width; start += PANEL) {
+    const int64_t some = std::min<int64_t>(PANEL, width - start);
+    for (int64_t k = 0; k < steps; k += DEEP<T>) {
+      T* to = panels + start * steps + k * PANEL;
+      const T* from[DEEP<T>];
+      for (int j = 0; j < DEEP<T>; j++)
+        from[j] = k + j < count ? lines + (k + j) * width + start : nothing;
+      for (int64_t i = 0; i < some; i++)
+        for (int j = 0; j < DEEP<T>; j++) to[i * DEEP<T> + j] = from[j][i];
+      for (int64_t i = some * DEEP<T>; i < PANEL * DEEP<T>; i++) to[i] = T{};
+    }
+  }
+}
+
+// Sets of lines (count, width) as panels, of their lines or of their columns.
+template <typename T>
+void lay(const T* lines, int64_t sets, int64_t count, int64_t width, bool columns, T* panels,
+         int threads) {
+  const int64_t size = columns ? whole_panels(width) * whole_steps<T>(count)
+                               : whole_panels(count) * width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t set = 0; set < sets; set++) {
+    const T* from = lines + set * count * width;
+    if (columns) lay_columns(from, count, width, panels + set * size);
+    else lay_lines(from, count, width, panels + set * size);
+  }
+}
+
+}  // namespace
