@@ -103,6 +103,7 @@ class _Own:
     def __init__(self, quick: Kernels, modules: Sequence[Any]) -> None:
         self.quick, self.modules = quick, modules
         self.widths = [len(module.weight) for module in modules]
+        self.most = quick.multiplies(modules[0].weight)
 
     @cached_property
     def weights(self) -> Weights:
@@ -111,7 +112,7 @@ class _Own:
         return self.quick.lay_weights([weight], [torch.cat(biases).detach()] if biases else [])
 
     def suits(self, x: torch.Tensor) -> bool:
-        return True
+        return x.numel() // x.shape[-1] <= self.most
 
     def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         return self.quick.product(x, self.weights, plus)
@@ -120,6 +121,7 @@ class _Own:
 class _OwnGate:
     def __init__(self, quick: Kernels, gate: Any, up: Any) -> None:
         self.quick, self.modules = quick, (gate, up)
+        self.most = quick.multiplies(gate.weight)
 
     @cached_property
     def weights(self) -> Weights:
@@ -127,7 +129,7 @@ class _OwnGate:
         return self.quick.lay_weights([module.weight.detach() for module in self.modules], biases)
 
     def suits(self, x: torch.Tensor) -> bool:
-        return True
+        return x.numel() // x.shape[-1] <= self.most
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.quick.gated(x, self.weights)

@@ -100,7 +100,8 @@ class Quick:
         self.kernels = packed.kernels
         self.adapts = bool(packed.replaced.get("linear layers"))
         self.shape, self.dtype = Shape.of(self.config), packed.causal.dtype
-        own = self.kernels and self.kernels.multiplies(packed.causal.get_output_embeddings().weight)
+        head = packed.causal.get_output_embeddings().weight
+        own = self.kernels and self.kernels.multiplies(head) >= READ_TOKENS
         self._filled: Callable[[int], int] = int if own else rounded
         """With how many lines so many go through products."""
         self.slots = self._new_slots()

@@ -247,10 +247,10 @@ class Kernels:
         )
         return panels
 
-    def multiplies(self, weight: torch.Tensor) -> bool:
-        """Whether products with such weights are quicker here than anybody else's."""
-        there = bool(self._run["multiplies", weight.dtype]())
-        return there and weight.shape[-1] % DEEP[weight.dtype] == 0
+    def multiplies(self, weight: torch.Tensor) -> int:
+        """For how many lines at a time products with such weights are quickest by these kernels."""
+        most: int = self._run["multiplies", weight.dtype]()
+        return most if weight.shape[-1] % DEEP[weight.dtype] == 0 else 0
 
     def lay_weights(
         self, layers: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]

@@ -28,10 +28,10 @@ inline void fetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i, 0, 1);
 }
 
+#ifdef __AVX512F__
 // Products of the numbers of two lines, in lanes that are still to be added up.
-template <typename T, int WIDTH>
-inline Floats along(const T* some, const T* others, int64_t width) {
-  const int64_t d = WIDTH ? WIDTH : width;
+template <typename T>
+inline Floats along(const T* some, const T* others, int64_t d) {
   Floats sums = {};
   int64_t i = 0;
 #ifdef __AVX512BF16__
@@ -44,8 +44,7 @@ inline Floats along(const T* some, const T* others, int64_t width) {
   return sums;
 }
 
-#ifdef __AVX512F__
-// The sums of COUNT vectors' lanes, `of(0)` and on: all of them in a vector where COUNT is LANES.
+// The sums of COUNT vectors' lanes, `of(first)` and on: all in one vector where COUNT is LANES.
 template <int COUNT, typename Of>
 inline Floats folded(const Of& of, int64_t first) {
   if constexpr (COUNT == 1) return of(first);
@@ -68,15 +67,23 @@ void products(int64_t queries, const T* query, const T* lines, int64_t count, in
   const int64_t d = WIDTH ? WIDTH : width;
   for (int64_t t = 0; t < count; t += LANES) {
     fetch(next + t * d, LANES * d);
-    for (int64_t q = 0; q < queries; q++) {
-      const auto of = [&](int64_t i) { return along<T, WIDTH>(query + q * d, lines + i * d, d); };
-      float* to = out + q * stride + t;
 #ifdef __AVX512F__
-      save_lanes(to, folded<LANES>(of, t));
-#else
-      for (int i = 0; i < LANES; i++) to[i] = sum(of(t + i));
-#endif
+    for (int64_t q = 0; q < queries; q++) {
+      const auto of = [&](int64_t i) { return along<T>(query + q * d, lines + i * d, d); };
+      save_lanes(out + q * stride + t, folded<LANES>(of, t));
     }
+#else
+    by_few(queries, [&](int64_t first, auto few) {
+      for (int64_t line = t; line < t + LANES; line++) {
+        Floats sums[few] = {};
+        for (int64_t i = 0; i < d; i += LANES) {
+          const Floats lanes = load_lanes(lines + line * d + i);
+          for (int q = 0; q < few; q++) sums[q] += lanes * load_lanes(query + (first + q) * d + i);
+        }
+        for (int q = 0; q < few; q++) out[(first + q) * stride + line] = sum(sums[q]);
+      }
+    });
+#endif
   }
 }
 

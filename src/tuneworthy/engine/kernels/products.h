@@ -9,17 +9,19 @@
 
 namespace {
 
-// Whether this is the quickest way here. Processors with units for matrices have more to offer, and
-// oneDNN knows how.
+// For how many lines of x this is the quickest way here. Processors with units for matrices have more
+// to offer, and oneDNN knows how.
 template <typename T>
-constexpr bool multiplies() {
+constexpr int multiplies() {
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-  if (std::is_same_v<T, Bfloat16>) return true;
+  if (std::is_same_v<T, Bfloat16>) return std::numeric_limits<int>::max();
 #endif
-#ifdef __AVX512F__
-  return std::is_same_v<T, float>;
+#if defined(__AVX512F__)
+  return std::is_same_v<T, float> ? std::numeric_limits<int>::max() : 0;
+#elif defined(__AVX__) && defined(__FMA__)
+  return std::is_same_v<T, float> ? 64 : 0;
 #else
-  return false;
+  return 0;
 #endif
 }
 
@@ -30,7 +32,7 @@ enum How { PLAIN, ADDED, GATED, APART };
 template <typename T>
 inline void keep(const float* sums, int64_t panel, int64_t columns, How how, const T* other,
                  T* out) {
-  for (int v = 0; v < VECTORS; v++) {
+  for (int v = 0; v < PANEL / LANES; v++) {
     const bool paired = how == GATED || how == APART;
     const int64_t at = paired ? panel * LANES : panel * PANEL + v * LANES;
     const int64_t lanes = std::min<int64_t>(LANES, columns - at);

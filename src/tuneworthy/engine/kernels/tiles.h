@@ -12,12 +12,21 @@
 
 namespace {
 
-constexpr int VECTORS = 2, PANEL = VECTORS * LANES;
-#ifdef __AVX512F__
-constexpr int TILE = 12;
+constexpr int PANEL = 2 * LANES;
+
+// How many numbers a register of this processor holds, and of how many lines the sums fit into all
+// registers beside what is multiplied.
+#if defined(__AVX512F__)
+constexpr int NATURAL = 16, TILE = 12;
+#elif defined(__AVX__)
+constexpr int NATURAL = 8, TILE = 3;
+#elif defined(__aarch64__)
+constexpr int NATURAL = 4, TILE = 3;
 #else
-constexpr int TILE = 3;  // half as many registers, of half the size
+constexpr int NATURAL = 4, TILE = 1;
 #endif
+constexpr int VECTORS = PANEL / NATURAL;
+typedef float Natural __attribute__((vector_size(NATURAL * sizeof(float))));
 
 // Numbers of a line that lie side by side.
 template <typename T>
@@ -29,9 +38,13 @@ inline int64_t whole_steps(int64_t count) {
   return (count + DEEP<T> - 1) / DEEP<T> * DEEP<T>;
 }
 
-inline Floats spread(const float* at) { return Floats{} + *at; }
-inline Floats whole(const float* at) { return load_lanes(at); }
-inline Floats with_products(Floats sums, Floats some, Floats others) {
+inline Natural spread(const float* at) { return Natural{} + *at; }
+inline Natural whole(const float* at) {
+  Natural numbers;
+  std::memcpy(&numbers, at, sizeof numbers);
+  return numbers;
+}
+inline Natural with_products(Natural sums, Natural some, Natural others) {
   return sums + some * others;
 }
 
@@ -42,20 +55,23 @@ inline __m512bh spread(const Bfloat16* at) {
   return (__m512bh)_mm512_set1_epi32(pair);
 }
 inline __m512bh whole(const Bfloat16* at) { return (__m512bh)_mm512_loadu_si512(at); }
-inline Floats with_products(Floats sums, __m512bh some, __m512bh others) {
+inline Natural with_products(Natural sums, __m512bh some, __m512bh others) {
   return _mm512_dpbf16_ps(sums, some, others);
 }
 #else
 struct Pairs {
-  Floats low, high;
+  Natural low, high;
 };
-inline Pairs spread(const Bfloat16* at) { return {Floats{} + load(at), Floats{} + load(at + 1)}; }
-inline Pairs whole(const Bfloat16* at) {
-  Words words;
-  std::memcpy(&words, at, sizeof words);
-  return {(Floats)(words << 16), (Floats)(words & 0xffff0000)};
+inline Pairs spread(const Bfloat16* at) {
+  return {Natural{} + load(at), Natural{} + load(at + 1)};
 }
-inline Floats with_products(Floats sums, const Pairs& some, const Pairs& others) {
+inline Pairs whole(const Bfloat16* at) {
+  typedef uint32_t Bits __attribute__((vector_size(NATURAL * sizeof(uint32_t))));
+  Bits bits;
+  std::memcpy(&bits, at, sizeof bits);
+  return {(Natural)(bits << 16), (Natural)(bits & 0xffff0000)};
+}
+inline Natural with_products(Natural sums, const Pairs& some, const Pairs& others) {
   return sums + some.low * others.low + some.high * others.high;
 }
 #endif
@@ -65,24 +81,25 @@ inline Floats with_products(Floats sums, const Pairs& some, const Pairs& others)
 template <typename T, int COUNT>
 inline void tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, const float* bias,
                  float* out, int64_t out_stride, const void* next) {
-  Floats sums[COUNT][VECTORS];
+  Natural sums[COUNT][VECTORS];
   for (int m = 0; m < COUNT; m++)
     for (int v = 0; v < VECTORS; v++)
-      sums[m][v] = bias ? load_lanes(bias + v * LANES) : Floats{};
+      sums[m][v] = bias ? whole(bias + v * NATURAL) : Natural{};
   const char* ahead = static_cast<const char*>(next);
   for (int64_t k = 0; k < depth; k += DEEP<T>) {
-    const auto first = whole(panel + k * PANEL);
-    const auto second = whole(panel + k * PANEL + DEEP<T> * LANES);
     __builtin_prefetch(ahead, 0, 1);
     ahead += 64;
+    decltype(whole(panel)) lines[VECTORS];
+    for (int v = 0; v < VECTORS; v++)
+      lines[v] = whole(panel + k * PANEL + v * DEEP<T> * NATURAL);
     for (int m = 0; m < COUNT; m++) {
       const auto number = spread(x + m * x_stride + k);
-      sums[m][0] = with_products(sums[m][0], number, first);
-      sums[m][1] = with_products(sums[m][1], number, second);
+      for (int v = 0; v < VECTORS; v++) sums[m][v] = with_products(sums[m][v], number, lines[v]);
     }
   }
   for (int m = 0; m < COUNT; m++)
-    for (int v = 0; v < VECTORS; v++) save_lanes(out + m * out_stride + v * LANES, sums[m][v]);
+    for (int v = 0; v < VECTORS; v++)
+      std::memcpy(out + m * out_stride + v * NATURAL, &sums[m][v], sizeof(Natural));
 }
 
 // The same for `count` lines, of which there may be 1 to TILE.
