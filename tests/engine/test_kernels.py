@@ -368,6 +368,40 @@ def test_answers_are_the_same_with_and_without(
     torch.testing.assert_close(torch.tensor(scores[0]), torch.tensor(scores[1]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "at_once"),
+    [
+        ("llama wide", {}, 3),
+        ("llama wide", {"attention_bias": True, "mlp_bias": True}, 3),
+        ("llama wide", {"hidden_act": "gelu"}, 0),
+        ("qwen3", {}, 0),  # it norms queries and keys
+        ("gemma2", {}, 0),
+    ],
+)
+def test_layers_that_go_through_in_one_call(
+    own: Kernels, kind: str, shape: dict[str, Any], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = tiny.model(kind, num_hidden_layers=4, **shape), prompts(12, 70)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if not own.multiplies(model.get_output_embeddings().weight):
+        pytest.skip("products go by oneDNN here")
+    calls = []
+    real = Kernels.layers
+    monkeypatch.setattr(Kernels, "layers", lambda *args: calls.append(1) or real(*args))
+    with runner.opened(model) as running:
+        assert isinstance(running, runner.Quick) and running.kernels is own
+        assert running.packed.replaced["layers at once"] == at_once
+        calls.clear()
+        found = said(running, asked)[0], generation.score(running, asked[:4], [[[1, 2], [7]]] * 4)
+    assert bool(calls) == bool(at_once)
+    plain = runner.Plain(model)
+    assert found[0] == said(plain, asked)[0]
+    wanted = generation.score(plain, asked[:4], [[[1, 2], [7]]] * 4)
+    torch.testing.assert_close(torch.tensor(found[1]), torch.tensor(wanted), rtol=1e-4, atol=1e-4)
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
 def test_rows_have_room_for_all_that_may_come_and_it_is_not_zeroed(own: Kernels) -> None:
     rows = Slots(Shape(1, 2, 1, 16), torch.float32, CPU, own)
     rows.add([100, 30], ahead=[200, 10])

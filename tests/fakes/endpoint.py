@@ -86,10 +86,11 @@ def serving(behaviour: Behaviour = nearest_neighbour) -> Iterator[Endpoint]:
                 endpoint.at_once += 1
                 endpoint.most_at_once = max(endpoint.most_at_once, endpoint.at_once)
             try:
-                self._reply(*behaviour(number, body))
-            finally:
+                reply = behaviour(number, body)
+            finally:  # before it is sent: whoever has it may ask again at once
                 with endpoint.lock:
                     endpoint.at_once -= 1
+            self._reply(*reply)
 
         def _reply(self, status: int, body: Any) -> None:
             if body is None:

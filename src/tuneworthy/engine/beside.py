@@ -72,6 +72,8 @@ class Beside:
     def __init__(self) -> None:
         self.roomy = True
         """Whether there is memory for another copy of the weights, in a quicker order."""
+        self.kept: dict[tuple[nn.Module, ...], Any] = {}
+        """Those copies, by the layers that are one product."""
         self._now: Adapter | None = None
         self._sees_T_R: torch.Tensor | None = None
         """1 where a token's adapter has a rank, 0 where others have; None if there is one."""
@@ -106,6 +108,11 @@ class Beside:
             while len(self._joined) > MIXTURES:
                 del self._joined[next(iter(self._joined))]
         return self._joined[found]
+
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on beside any layer in this pass."""
+        return self._now is not None
 
     def touches(self, *modules: nn.Module) -> bool:
         """Whether something goes on beside one of these layers in this pass."""

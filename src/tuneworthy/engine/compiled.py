@@ -35,7 +35,7 @@ class Compiled:
         """
         assert slots.kernels
         self.kernels, self.beginning = slots.kernels, beginning
-        table = [self._place(*slots.places[row]) for row in rows]
+        table = _places([slots.places[row] for row in rows])
         # What the structure points at lives as long as this does.
         self._table = (
             *torch.tensor(table).t().contiguous(),
@@ -50,12 +50,9 @@ class Compiled:
             *(None if part is None else part.data_ptr() for part in self._table),
         )
 
-    @staticmethod
-    def _place(pool: Pool, line: int) -> tuple[int, int, int, int]:
-        """Addresses of a row's keys and values, from one layer to the next, and room."""
-        at = line * pool.keys.stride(1) * pool.keys.element_size()
-        keys, values = pool.keys.data_ptr() + at, pool.values.data_ptr() + at
-        return keys, values, pool.keys.stride(0), pool.tokens
+    def given(self) -> tuple[kernels.Rows, tuple[torch.Tensor, torch.Tensor] | None]:
+        """What kernels want to know: of the rows, and of what they begin with."""
+        return self.rows, self.beginning.laid(self.kernels) if self.beginning else None
 
     def attend(
         self,
@@ -70,5 +67,20 @@ class Compiled:
         if rotary is not None and rotary[0].dtype != query.dtype:
             rotary = rotary[0].to(query.dtype), rotary[1].to(query.dtype)
         queries = quick.put(rows, layer, query, key, value, rotary, how.scale)
-        before = self.beginning.laid(quick) if self.beginning else None
-        return quick.attend(rows, layer, how.window, how.softcap, queries, before)
+        return quick.attend(layer, how.window, how.softcap, queries, *self.given())
+
+
+def _places(places: Sequence[tuple[Pool, int]]) -> list[tuple[int, int, int, int]]:
+    """Of each row: addresses of its keys and values, from one layer to the next, and its room."""
+    pools = {
+        id(pool): (
+            *(pool.keys.data_ptr(), pool.values.data_ptr()),
+            *(pool.keys.stride(1) * pool.keys.element_size(), pool.keys.stride(0), pool.tokens),
+        )
+        for pool in {id(pool): pool for pool, _ in places}.values()
+    }
+    found = []
+    for pool, line in places:
+        keys, values, size, layer, room = pools[id(pool)]
+        found.append((keys + line * size, values + line * size, layer, room))
+    return found

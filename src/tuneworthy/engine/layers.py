@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -22,15 +23,14 @@ from tuneworthy.engine.beside import Beside
 from tuneworthy.engine.functions import LowRank, Norm, SiLUTimes
 from tuneworthy.engine.hardware import liger
 from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.whole import Plain, Whole
 
 COPIES = 3
 """Of all weights must fit into memory for a reordered one to be made beside the model's own."""
 
 
-def _norm(
-    module: Any, beside: Beside | None, kernels: Kernels | None
-) -> Callable[..., torch.Tensor] | None:
-    """For RMSNorm layers, of which some multiply by the weight and some by 1 + weight."""
+def _norm_parts(module: Any) -> tuple[float, float] | None:
+    """Epsilon of an RMSNorm layer, and what it adds to its weight before multiplying: 0 or 1."""
     name, weight = type(module).__name__, getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not name.endswith("RMSNorm") or weight is None or epsilon is None:
@@ -39,16 +39,25 @@ def _norm(
     with torch.no_grad():
         wanted = module(probe[None].to(weight.dtype)).float()
         unit = probe * (probe.square().mean() + epsilon).rsqrt()
-        plus = next(
-            (
-                p
-                for p in (0.0, 1.0)
-                if torch.allclose(unit * (weight.float() + p), wanted[0], 0.02, 0.02)
-            ),
-            None,
-        )
-    if plus is None:
+        for plus in (0.0, 1.0):
+            if torch.allclose(unit * (weight.float() + plus), wanted[0], 0.02, 0.02):
+                return epsilon, plus
+    return None
+
+
+def _gain(module: Any, plus: float) -> torch.Tensor:
+    gain_C: torch.Tensor = (module.weight.detach().float() + plus).contiguous()
+    return gain_C
+
+
+def _norm(
+    module: Any, beside: Beside | None, kernels: Kernels | None
+) -> Callable[..., torch.Tensor] | None:
+    """For RMSNorm layers, of which some multiply by the weight and some by 1 + weight."""
+    parts = _norm_parts(module)
+    if parts is None:
         return None
+    epsilon, plus = parts
     if liger() and beside is None:
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
@@ -58,7 +67,7 @@ def _norm(
         )
 
     if beside is not None and kernels:
-        quick, gain_C = kernels, (weight.detach().float() + plus).contiguous()
+        quick, gain_C = kernels, _gain(module, plus)
         return lambda self, x: quick.norm(x, gain_C, epsilon)
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -196,6 +205,16 @@ def _gated(
     return forward
 
 
+def _how(module: Any) -> LayerAttention:
+    """Of an attention block."""
+    return LayerAttention(
+        module.layer_idx,
+        getattr(module, "scaling", None) or module.head_dim**-0.5,
+        getattr(module, "sliding_window", None),
+        getattr(module, "attn_logit_softcapping", None),
+    )
+
+
 def _attention(
     module: Any, beside: Beside | None, kernels: Kernels | None
 ) -> Callable[..., Any] | None:
@@ -206,12 +225,7 @@ def _attention(
 
     norms = hasattr(module, "q_norm")
     three = _together(beside, kernels, module.q_proj, module.k_proj, module.v_proj)
-    how = LayerAttention(
-        module.layer_idx,
-        getattr(module, "scaling", None) or module.head_dim**-0.5,
-        getattr(module, "sliding_window", None),
-        getattr(module, "attn_logit_softcapping", None),
-    )
+    how = _how(module)
 
     def forward(
         self: Any,
@@ -279,6 +293,59 @@ def _layer(
     return forward
 
 
+def _plain(module: Any, beside: Beside, kernels: Kernels) -> Plain | None:
+    """What a decoder layer is made of, if it is of the kind that `whole` knows."""
+    if _layer(module, beside, kernels) is None or hasattr(module.self_attn, "q_norm"):
+        return None
+    attention, block = module.self_attn, module.mlp
+    first = _norm_parts(module.input_layernorm)
+    second = _norm_parts(module.post_attention_layernorm)
+    three = products.product(beside, kernels, attention.q_proj, attention.k_proj, attention.v_proj)
+    out = products.product(beside, kernels, attention.o_proj)
+    gate = products.gate(beside, kernels, block.gate_proj, block.up_proj)
+    down = products.product(beside, kernels, block.down_proj)
+    if first is None or second is None or not _is_silu(block.act_fn):
+        return None
+    if not isinstance(gate, products.OwnGate) or not isinstance(three, products.OwnProduct):
+        return None
+    if not isinstance(out, products.OwnProduct) or not isinstance(down, products.OwnProduct):
+        return None
+    gains = (
+        _gain(module.input_layernorm, first[1]),
+        _gain(module.post_attention_layernorm, second[1]),
+    )
+    return Plain(gains, (first[0], second[0]), _how(attention), three, out, gate, down)
+
+
+def _at_once(model: Any, beside: Beside, kernels: Kernels) -> int:
+    """Have layers, from the first on, go through the model in one call; how many do.
+
+    The last one is left out: it goes on with fewer tokens.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    layers = list(getattr(decoder, "layers", []))[:-1]
+    parts = [_plain(module, beside, kernels) for module in layers]
+    plain = list(takewhile(lambda part: part is not None, parts))
+    if not plain:
+        return 0
+    whole = Whole(kernels, beside, [part for part in plain if part])
+
+    def wrapped(own: Callable[..., torch.Tensor], first: bool) -> Callable[..., torch.Tensor]:
+        def forward(
+            self: Any, x: torch.Tensor, *args: Any, pack: Any, position_embeddings: Any, **more: Any
+        ) -> torch.Tensor:
+            if not whole.suits(x, position_embeddings, pack):
+                more |= {"pack": pack, "position_embeddings": position_embeddings}
+                return own(x, *args, **more)
+            return whole(x, position_embeddings, pack) if first else x
+
+        return forward
+
+    for i, module in enumerate(layers[: len(plain)]):
+        module.forward = types.MethodType(wrapped(module.forward, not i), module)
+    return len(plain)
+
+
 @contextmanager
 def replaced(
     model: Any, beside: Beside | None = None, kernels: Kernels | None = None
@@ -308,6 +375,8 @@ def replaced(
                     module.forward = types.MethodType(forward, module)
                     changed.append(module)
                     counts[kind] += 1
+        if beside is not None and kernels:
+            counts["layers at once"] = _at_once(model, beside, kernels)
         yield counts
     finally:
         for module in changed:

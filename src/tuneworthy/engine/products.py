@@ -99,7 +99,7 @@ class _OneDNNGate:
         return self.gate(x), self.up(x)
 
 
-class _Own:
+class OwnProduct:
     def __init__(self, quick: Kernels, modules: Sequence[Any]) -> None:
         self.quick, self.modules = quick, modules
         self.widths = [len(module.weight) for module in modules]
@@ -118,7 +118,7 @@ class _Own:
         return self.quick.product(x, self.weights, plus)
 
 
-class _OwnGate:
+class OwnGate:
     def __init__(self, quick: Kernels, gate: Any, up: Any) -> None:
         self.quick, self.modules = quick, (gate, up)
         self.most = quick.multiplies(gate.weight)
@@ -144,7 +144,8 @@ def product(beside: Beside, quick: Kernels | None, *modules: Any) -> Product | N
     if not _frozen(beside, modules):
         return None
     if quick and quick.multiplies(modules[0].weight):
-        return _Own(quick, modules)
+        made: OwnProduct = beside.kept.setdefault(modules, OwnProduct(quick, modules))
+        return made
     return _OneDNN(modules) if _known_to_onednn(modules[0].weight) else None
 
 
@@ -153,7 +154,8 @@ def gate(beside: Beside, quick: Kernels | None, gate: Any, up: Any) -> Gate | No
     if not _frozen(beside, (gate, up)):
         return None
     if quick and quick.multiplies(gate.weight):
-        return _OwnGate(quick, gate, up)
+        made: OwnGate = beside.kept.setdefault((gate, up), OwnGate(quick, gate, up))
+        return made
     return _OneDNNGate(gate, up) if _known_to_onednn(gate.weight) else None
 
 

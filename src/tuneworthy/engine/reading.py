@@ -35,7 +35,8 @@ class ByKernels:
         starts_B = torch.nn.functional.pad(ends, (1, 0))
         held_B = torch.full((len(rows),), inside)
         apart = None if inside else beginning
-        self.attend = Compiled(slots, self.rows, held_B, starts_B, apart).attend
+        self.compiled = Compiled(slots, self.rows, held_B, starts_B, apart)
+        self.attend = self.compiled.attend
 
 
 class Eager(Plans):

@@ -250,6 +250,8 @@ class Filled:
         more = filled(self.labels) - self.labels
         self.label_positions_L = torch.nn.functional.pad(inner.label_positions_L, (0, more))
         self.labels_only = False
+        self.compiled = None if self.more else getattr(inner, "compiled", None)
+        """The pass, if it goes by kernels of our own as it is."""
 
     def attend(
         self,

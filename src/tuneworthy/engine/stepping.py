@@ -55,10 +55,11 @@ class ByKernels(Stepping):
     def _prepare(self, slots: Slots) -> None:
         rows = self.order.tolist()
         starts_B = torch.arange(0, (self.batch + 1) * self.count, self.count)
-        self.attend = Compiled(
+        self.compiled = Compiled(
             *(slots, rows, self.lengths_B_1[:, 0], starts_B, self.beginning),
             *(self.depths_B_Q, self.sees_B_Q_Q),
-        ).attend
+        )
+        self.attend = self.compiled.attend
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,6 +53,18 @@ class Rows(ctypes.Structure):
     )
 
 
+class Layer(ctypes.Structure):
+    """What a decoder layer of the plain kind is made of (in whole.h)."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("norm", "second_norm")),
+        *((name, ctypes.c_void_p) for name in ("three", "out", "gate", "down")),
+        *((f"{name}_bias", ctypes.c_void_p) for name in ("three", "out", "gate", "down")),
+        *((name, ctypes.c_int64) for name in ("window", "inner")),
+        *((name, ctypes.c_float) for name in ("epsilon", "second_epsilon", "scale", "softcap")),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Of one linear layer (N, K), or of two that go together, as products.h reads them."""
@@ -84,6 +96,7 @@ SIGNATURES = {
     "attend": "pnnxppppi",
     "lay": "pnnnipi",
     "product": "pnnnpnpippni",
+    "layers": "pnppnppnppi",
     "multiplies": "",
 }
 """What each function of kernels.cpp takes: addresses, whole numbers, real ones, threads."""
@@ -327,11 +340,11 @@ class Kernels:
 
     def attend(
         self,
-        rows: Rows,
         layer: int,
         window: int | None,
         softcap: float | None,
         queries_T_H_D: torch.Tensor,
+        rows: Rows,
         beginning: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         """Attention of `put`'s queries over their rows' slots, and a shared beginning: (T, H, D).
@@ -349,6 +362,24 @@ class Kernels:
             *(output.data_ptr(), torch.get_num_threads()),
         )
         return output
+
+    def layers(
+        self,
+        layers: ctypes.Array[Layer],
+        x: torch.Tensor,
+        rotary: Rotary,
+        rows: Rows,
+        beginning: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Hidden states (…, C) behind several plain layers, in place."""
+        assert x.is_contiguous()
+        self._run["layers", x.dtype](
+            *(ctypes.addressof(layers), len(layers), ctypes.addressof(rows)),
+            *(x.data_ptr(), x.shape[-1], *_turning(rotary, x.dtype)),
+            *((None, None) if beginning is None else (part.data_ptr() for part in beginning)),
+            torch.get_num_threads(),
+        )
+        return x
 
 
 def _up(count: int, step: int) -> int:

@@ -8,6 +8,7 @@
 #include "layers.h"
 #include "products.h"
 #include "vocabulary.h"
+#include "whole.h"
 
 // Each function for both ways of storing numbers.
 #define FOR(T, NAME)                                                                               \
@@ -67,6 +68,12 @@
   void lay_##NAME(const T* lines, int64_t sets, int64_t count, int64_t width, int columns,         \
                   T* panels, int threads) {                                                        \
     lay(lines, sets, count, width, columns != 0, panels, threads);                                 \
+  }                                                                                                \
+  void layers_##NAME(const Layer* all, int64_t count, const Rows* rows, T* x, int64_t width,       \
+                     const T* cos, const T* sin, int64_t turn_stride, const T* before_keys,        \
+                     const T* before_values, int threads) {                                        \
+    layers(all, count, *rows, x, width, cos, sin, turn_stride, before_keys, before_values,         \
+           threads);                                                                               \
   }                                                                                                \
   int multiplies_##NAME() { return multiplies<T>(); }                                              \
   void product_##NAME(const T* x, int64_t x_stride, int64_t lines, int64_t depth, const T* panels, \
