@@ -264,7 +264,7 @@ def _layer(
     config = getattr(module.self_attn, "config", None)
     last = getattr(config, "num_hidden_layers", 0) - 1
     is_last = getattr(module.self_attn, "layer_idx", None) == last
-    # What a block's last product is added to is added in oneDNN's own call.
+    # What a block's last product is added to is added in the same call.
     adds = beside is not None and all(
         recognise(block, beside, kernels) and type(getattr(block, name, None)) is nn.Linear
         for recognise, block, name in (
