@@ -339,7 +339,7 @@ def test_what_is_laid_out_holds_every_number_once(
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_more_threads_than_work(own: Kernels, threads: int) -> None:
-    """What a product and a pass divide among threads does not depend on how many there are."""
+    """A product does not depend on how many threads share it."""
     x, weight = torch.randn(40, 64), torch.randn(20, 64)
     wanted = own.product(x, own.lay_weights([weight], []))
     before = torch.get_num_threads()
