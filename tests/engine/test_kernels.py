@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from tests.engine.test_generation import prompts, said
 from tests.fakes import tiny
 from tuneworthy.engine import (
+    adapted,
     attention,
     functions,
     generation,
@@ -61,6 +63,98 @@ def near(ours: torch.Tensor, exact: torch.Tensor) -> None:
     tolerance = 1e-5 if ours.dtype == torch.float32 else 1e-2
     assert torch.isfinite(ours).all()
     assert (ours.float() - exact).norm() <= tolerance * exact.norm() + 1e-6
+
+
+def adapters_of_one_input(
+    depth: int, widths: tuple[int, ...], rank: int, dtype: torch.dtype, bias: bool
+) -> Any:
+    """Frozen layers of one input with LoRA beside them that has learned something."""
+    base = nn.Module()
+    for i, width in enumerate(widths):
+        base.add_module(f"layer{i}", nn.Linear(depth, width, bias=bias))
+    base.to(dtype).requires_grad_(False)
+    adapted_base = peft.inject_adapter_in_model(
+        peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r"layer\d"), base
+    )
+    modules = [getattr(adapted_base, f"layer{i}") for i in range(len(widths))]
+    for module in modules:
+        for part in (module.lora_A, module.lora_B):
+            part["default"].weight.data = torch.randn_like(part["default"].weight.float()) / rank
+    return modules
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5, 40, 301])
+@pytest.mark.parametrize(
+    ("depth", "widths", "rank", "bias"),
+    [
+        (64, (64,), 2, False),
+        (40, (96, 32, 32), 6, True),
+        (576, (576, 192, 192), 16, False),
+        (48, (136, 136), 10, True),
+        (1536, (576,), 64, False),
+    ],
+)
+def test_low_rank_layers_and_their_gradients(
+    own: Kernels,
+    dtype: torch.dtype,
+    tokens: int,
+    depth: int,
+    widths: tuple[int, ...],
+    rank: int,
+    bias: bool,
+) -> None:
+    """Beside the same layers in 64 bits, gradients of the input and of every A and B included."""
+    modules = adapters_of_one_input(depth, widths, rank, dtype, bias)
+    layers = adapted.low_rank(own, modules)
+    if layers is None:
+        pytest.skip("this processor multiplies such numbers more quickly by oneDNN")
+    given = torch.randn(2, tokens, depth).to(dtype)
+    wanted = [torch.randn(2, tokens, width).to(dtype) for width in widths]
+    parts = [p for m in modules for p in (m.lora_A.default.weight, m.lora_B.default.weight)]
+
+    def exactly(x: torch.Tensor) -> list[torch.Tensor]:
+        found = []
+        for module, down, up in zip(modules, parts[::2], parts[1::2]):
+            base, scale = module.base_layer, module.scaling["default"]
+            output = (
+                x @ base.weight.double().t() + scale * (x @ down.double().t()) @ up.double().t()
+            )
+            found.append(output if base.bias is None else output + base.bias.double())
+        return found
+
+    x, exact_x = given.clone().requires_grad_(), given.double().requires_grad_()
+    ours, exact = layers(x), exactly(exact_x)
+    for output, right in zip(ours, exact):
+        near(output.detach(), right.detach())
+    found = torch.autograd.grad(ours, [x, *parts], wanted)
+    right = torch.autograd.grad(exact, [exact_x, *parts], [w.double() for w in wanted])
+    for gradient, other in zip(found, right):
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        assert (gradient.double() - other).norm() <= tolerance * other.norm()
+
+
+def test_layers_that_take_no_gradient_below(own: Kernels) -> None:
+    """The first layer's input has none; As and Bs have theirs all the same."""
+    modules = adapters_of_one_input(64, (64, 32), 4, torch.float32, bias=False)
+    layers = adapted.low_rank(own, modules)
+    if layers is None or not layers.suits(torch.zeros(7, 64)):
+        pytest.skip("this processor multiplies such numbers more quickly by oneDNN")
+    given = torch.randn(1, 7, 64)
+    parts = [p for m in modules for p in (m.lora_A.default.weight, m.lora_B.default.weight)]
+    without = torch.autograd.grad(sum(out.sum() for out in layers(given)), parts)
+    x = given.clone().requires_grad_()
+    beside = torch.autograd.grad(sum(out.sum() for out in layers(x)), parts)
+    assert all(torch.equal(one, other) for one, other in zip(without, beside))
+
+
+@pytest.mark.parametrize(("rank", "width"), [(3, 64), (4, 31)])
+def test_odd_layers_go_the_other_way(own: Kernels, rank: int, width: int) -> None:
+    """In 16 bits numbers lie in pairs."""
+    modules = adapters_of_one_input(64, (width,), rank, torch.bfloat16, bias=False)
+    assert adapted.low_rank(own, modules) is None
+    assert adapted.low_rank(own.without_copies(), modules) is None
+    assert adapted.low_rank(None, modules) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -51,6 +51,17 @@ def test_what_all_rows_begin_with_stands_beside_the_packs(model: Any) -> None:
     assert memory.fit(model, LORA, 3050, room, "lora").pack_tokens == memory.PACK_TOKENS
 
 
+def test_weights_lie_in_another_order_where_there_is_room_for_them(model: Any) -> None:
+    """Beside the largest packs: smaller ones would cost more than the order saves."""
+    need = memory.estimate(model, LORA, memory.PACK_TOKENS, longest=100)
+    room = int((need + GB) / memory.MARGIN) + 2
+    roomy = memory.fit(model, LORA, 100, room, "lora", copies=GB)
+    assert (roomy.copies, roomy.bytes, roomy.pack_tokens) == (True, need + GB, memory.PACK_TOKENS)
+    narrow = memory.fit(model, LORA, 100, room - 10, "lora", copies=GB)
+    assert (narrow.copies, narrow.bytes) == (False, need)
+    assert not memory.fit(model, LORA, 100, room, "lora").copies
+
+
 def test_much_room_gives_large_packs_and_no_more(model: Any) -> None:
     found = memory.fit(model, LORA, 100, 500 * GB, "lora")
     assert (found.pack_tokens, found.checkpointing) == (memory.PACK_TOKENS, False)

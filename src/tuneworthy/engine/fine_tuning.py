@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from tuneworthy.engine import adapters, memory
+from tuneworthy.engine import adapted, adapters, memory
 from tuneworthy.engine.hardware import NumberFormat, kept_memory, liger
 from tuneworthy.engine.learner import Learner, PackedModel, trusted
 from tuneworthy.engine.models import Located, load_causal
@@ -52,9 +52,12 @@ def fine_tune(
         longest = max(len(row.ids) for row in (*rows, *dev))
         device = torch.device(number_format.device)
         room = memory.available(device)
-        shared = shared_prefix(rows)
-        fit = memory.fit(_causal(model), trained, longest, room, settings.method, shared)
-        packed = stack.enter_context(trusted(model, rows))
+        fit = memory.fit(
+            *(_causal(model), trained, longest, room, settings.method),
+            shared=shared_prefix(rows),
+            copies=adapted.copies(model),
+        )
+        packed = stack.enter_context(trusted(model, rows, copies=fit.copies))
         if fit.checkpointing:
             _compute_twice(model)
         if sharded:
@@ -160,6 +163,8 @@ def _how(
         else "the model's own attention",
         "kernels": "Liger's for norms and gates"
         if liger()
+        else "our own, for products too"
+        if packed.kernels and fit.copies
         else "our own, for what is between products"
         if packed.kernels
         else "PyTorch's",

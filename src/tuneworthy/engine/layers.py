@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuneworthy.engine import memory, products
+from tuneworthy.engine import adapted, memory, products
 from tuneworthy.engine.attention import Attending, LayerAttention, attend
 from tuneworthy.engine.beside import Beside
 from tuneworthy.engine.functions import LowRank, Norm, SiLUTimes
@@ -78,28 +78,17 @@ def _norm(
     return forward
 
 
-def _low_rank(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None:
-    """The outputs of layers of one input, if each is PEFT's plain LoRA over a frozen linear layer.
-
-    That is: no dropout, no variant, one adapter.
-    """
-    from peft.tuners.lora.layer import Linear
-
-    for module in modules:
-        if type(module) is not Linear or module.active_adapters != list(module.lora_A):
-            return None
-        [name], base = module.lora_A, module.base_layer
-        if (
-            type(base) is not nn.Linear
-            or base.weight.requires_grad
-            or not isinstance(module.lora_dropout[name], nn.Identity)
-            or module.lora_variant
-            or module.lora_bias[name]
-            or module.merged
-        ):
-            return None
+def _low_rank(
+    kernels: Kernels | None, *modules: Any
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None:
+    """The outputs of layers of one input, if each is plain LoRA over a frozen linear layer."""
+    if not all(adapted.plain_lora(module) for module in modules):
+        return None
+    own = adapted.low_rank(kernels, modules)
 
     def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if own and own.suits(x):
+            return own(x)
         scales, parts = [], []
         for module in modules:
             [name], base = module.lora_A, module.base_layer
@@ -115,7 +104,7 @@ def _low_rank(*modules: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...
 def _adapted_linear(
     module: Any, beside: Beside | None, kernels: Kernels | None
 ) -> Callable[..., torch.Tensor] | None:
-    low_rank = _low_rank(module) if beside is None else None
+    low_rank = _low_rank(kernels, module) if beside is None else None
     return None if low_rank is None else lambda self, x: low_rank(x)[0]
 
 
@@ -146,7 +135,7 @@ def _together(
         return tuple(module(x) for module in modules)
 
     if beside is None:
-        return _low_rank(*modules) or each
+        return _low_rank(kernels, *modules) or each
     quick = products.product(beside, kernels, *modules)
     if quick is None:
         return each

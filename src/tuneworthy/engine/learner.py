@@ -101,16 +101,18 @@ class PackedModel(nn.Module):
 
 
 @contextmanager
-def trusted(model: Any, rows: Sequence[TokenRow]) -> Iterator[PackedModel]:
+def trusted(model: Any, rows: Sequence[TokenRow], *, copies: bool = True) -> Iterator[PackedModel]:
     """The model with its quickest way that gives the logits of its own forward on `rows`.
 
     Tried in turn: packs with `layers`, packs with the attention interface alone, one row at a
-    time. Raises ModelError if not even that agrees: the architecture does something to its logits
+    time. `copies`: whether memory has room for weights in another order. Raises ModelError if not even that agrees: the architecture does something to its logits
     that training does not know.
     """
     attention.register()
     packed = PackedModel(model)
     packed.eval()
+    if packed.kernels and not copies:
+        packed.kernels = packed.kernels.without_copies()
     ordered = sorted(rows, key=lambda row: len(row.ids))
     # Two short rows and the longest: a window, say, tells in long rows only.
     rows = [_probe(row) for row in (*ordered[:2], *ordered[2:][-1:])]

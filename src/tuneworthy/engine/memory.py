@@ -35,6 +35,8 @@ class Fit:
     checkpointing: bool
     bytes: int
     """Estimated peak of the whole process."""
+    copies: bool
+    """Whether frozen weights are kept in the order in which products read them, too."""
 
 
 def estimate(
@@ -75,11 +77,21 @@ def available(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
-def fit(model: Any, trained: int, longest: int, room: int, method: str, shared: int = 0) -> Fit:
+def fit(
+    model: Any,
+    trained: int,
+    longest: int,
+    room: int,
+    method: str,
+    *,
+    shared: int = 0,
+    copies: int = 0,
+) -> Fit:
     """The largest packs that fit into `room` bytes, computing activations twice if need be.
 
-    `longest` and `shared`: tokens of the longest row, and of what all rows begin with. Raises
-    ModelError, saying what would fit, if nothing does.
+    `longest` and `shared`: tokens of the longest row, and of what all rows begin with. `copies`:
+    bytes of frozen weights in another order, which are kept where these packs leave room for them.
+    Raises ModelError, saying what would fit, if nothing does.
     """
     allowed = int(room * MARGIN)
     for checkpointing in (False, True):
@@ -88,7 +100,8 @@ def fit(model: Any, trained: int, longest: int, room: int, method: str, shared: 
             held = max(tokens + shared, longest)  # a row is never cut
             need = estimate(model, trained, held, checkpointing=checkpointing, longest=longest)
             if need <= allowed:
-                return Fit(tokens, checkpointing, need)
+                kept = 0 < copies <= allowed - need
+                return Fit(tokens, checkpointing, need + kept * copies, kept)
             tokens //= 2
     other = "lora.method: qlora on a GPU (4-bit weights)"
     if method == "full":

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,16 @@ class Layer(ctypes.Structure):
     )
 
 
+class Adapted(ctypes.Structure):
+    """A frozen linear layer with a low-rank part beside it (in adapted.h)."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("lines", "columns", "bias", "down_RK", "up_NR")),
+        *((name, ctypes.c_int64) for name in ("width", "rank")),
+        ("scale", ctypes.c_float),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Of one linear layer (N, K), or of two that go together, as products.h reads them."""
@@ -97,6 +108,8 @@ SIGNATURES = {
     "lay": "pnnnipi",
     "product": "pnnnpnpippni",
     "layers": "pnppnppnppi",
+    "adapt": "pnpnnppi",
+    "adapt_back": "pnpppnnpppi",
     "multiplies": "",
 }
 """What each function of kernels.cpp takes: addresses, whole numbers, real ones, threads."""
@@ -107,6 +120,8 @@ class Kernels:
 
     def __init__(self, library: Path) -> None:
         """Raises OSError if it cannot be loaded here, AttributeError if it is something else."""
+        self.copies = True
+        """Whether weights may be kept once more, in the order in which products read them."""
         loaded = ctypes.CDLL(str(library))
         self._run: dict[tuple[str, torch.dtype], Any] = {}
         for name, kinds in SIGNATURES.items():
@@ -262,8 +277,16 @@ class Kernels:
 
     def multiplies(self, weight: torch.Tensor) -> int:
         """For how many lines at a time products with such weights are quickest by these kernels."""
+        if not self.copies:
+            return 0
         most: int = self._run["multiplies", weight.dtype]()
         return most if weight.shape[-1] % DEEP[weight.dtype] == 0 else 0
+
+    def without_copies(self) -> Kernels:
+        """These kernels where memory has no room for weights in another order."""
+        lean = copy(self)
+        lean.copies = False
+        return lean
 
     def lay_weights(
         self, layers: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
@@ -380,6 +403,45 @@ class Kernels:
             torch.get_num_threads(),
         )
         return x
+
+    def adapt(
+        self, layers: ctypes.Array[Adapted], x: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Layers of one input x (T, K): what comes out of their As, (T, ranks), and out of each."""
+        assert x.is_contiguous()
+        low = x.new_empty(len(x), sum(layer.rank for layer in layers))
+        outputs = [x.new_empty(len(x), layer.width) for layer in layers]
+        self._run["adapt", x.dtype](
+            *(ctypes.addressof(layers), len(layers), x.data_ptr(), *x.shape),
+            *(low.data_ptr(), _addresses(outputs), torch.get_num_threads()),
+        )
+        return low, outputs
+
+    def adapt_back(
+        self,
+        layers: ctypes.Array[Adapted],
+        gradients: Sequence[torch.Tensor],
+        x: torch.Tensor,
+        low: torch.Tensor,
+        *,
+        wants_x: bool,
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
+        """Gradients of x, if it is wanted, of each A (R, K) and of each B (N, R), in 32 bits."""
+        gradients = [gradient.contiguous() for gradient in gradients]
+        ranks = [layer.rank for layer in layers]
+        grad_x = torch.empty_like(x) if wants_x else None
+        downs = torch.empty(sum(ranks), x.shape[1])
+        ups = [torch.empty(layer.width, layer.rank) for layer in layers]
+        self._run["adapt_back", x.dtype](
+            *(ctypes.addressof(layers), len(layers), _addresses(gradients), x.data_ptr()),
+            *(low.data_ptr(), *x.shape, None if grad_x is None else grad_x.data_ptr()),
+            *(downs.data_ptr(), _addresses(ups), torch.get_num_threads()),
+        )
+        return grad_x, list(downs.split(ranks)), ups
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _up(count: int, step: int) -> int:

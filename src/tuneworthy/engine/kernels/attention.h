@@ -128,9 +128,11 @@ class Sight {
             float softcap) {
     const int64_t start = *std::min_element(first, first + few) / PANEL * PANEL;
     const int64_t end = std::max(start, *std::max_element(last, last + few));
-    for (int64_t key = start; key < end; key += PANEL)
-      tile_of<T>(few, queries, queries_stride, among.keys + key * d, d, nullptr, &scores[key],
-                 stride, among.keys + (key + PANEL) * d);
+    for (int64_t key = start; key < end; key += PANEL) {
+      const T* panel = among.keys + key * d;
+      const Stage<T> stage{queries, queries_stride, panel, d, panel + PANEL * d};
+      tile_of<T>(few, &stage, 1, nullptr, &scores[key], stride);
+    }
     for (int64_t m = 0; m < few; m++) {
       float* line = &scores[m * stride + start];
       weights[m] =
@@ -139,10 +141,12 @@ class Sight {
       store_line(reinterpret_cast<T*>(line), line, whole_panels(end) - start, 1.0f);
     }
     const int64_t steps = whole_steps<T>(among.count), depth = whole_steps<T>(end) - start;
-    for (int64_t c = 0; c < columns; c += PANEL)
-      tile_of<T>(few, reinterpret_cast<const T*>(&scores[start]), stride * DEEP<T>,
-                 among.values + c * steps + start * PANEL, depth, nullptr, &values[c], columns,
-                 among.values + (c + PANEL) * steps);
+    for (int64_t c = 0; c < columns; c += PANEL) {
+      const T *line = reinterpret_cast<const T*>(&scores[start]), *panel = among.values + c * steps;
+      const Stage<T> stage{line, stride * DEEP<T>, panel + start * PANEL, depth,
+                           panel + PANEL * steps};
+      tile_of<T>(few, &stage, 1, nullptr, &values[c], columns);
+    }
   }
 
  private:
@@ -244,7 +248,7 @@ void read(const Rows& rows, int64_t layer, int64_t window, float softcap, const 
       const int64_t count = rows.starts_B[row + 1] - start, most = tile_lines(count);
       const Caches<T> slot = caches<T>(rows, layer, row, k);
       lay_lines<T>(slot.keys, held + count, d, keys.data());
-      lay_columns<T>(slot.values, held + count, d, values.data());
+      lay_columns<T>(slot.values, d, held + count, d, values.data());
       const Panels<T> mine = {keys.data(), values.data(), held + count};
       const Panels<T> before = beginning<T>(rows, before_keys, before_values, k);
       for (int64_t g = group * part / parts; g < group * (part + 1) / parts; g++)

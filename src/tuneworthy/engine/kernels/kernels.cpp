@@ -4,6 +4,7 @@
 // Numbers are stored as float or bfloat16 and computed with as float. Pointers come from tensors
 // whose shapes, strides and number formats __init__.py has checked.
 
+#include "adapted.h"
 #include "attention.h"
 #include "layers.h"
 #include "products.h"
@@ -81,6 +82,16 @@
                       int64_t out_stride, int threads) {                                           \
     product(x, x_stride, lines, depth, panels, columns, bias, How(how), other, out, out_stride,    \
             threads);                                                                              \
+  }                                                                                                \
+  void adapt_##NAME(const Adapted* layers, int64_t count, const T* x, int64_t lines,               \
+                    int64_t depth, T* low, void* const* outputs, int threads) {                    \
+    adapt(layers, count, x, lines, depth, low, outputs, threads);                                  \
+  }                                                                                                \
+  void adapt_back_##NAME(const Adapted* layers, int64_t count, const void* const* gradients,       \
+                         const T* x, const T* low, int64_t lines, int64_t depth, T* grad_x,        \
+                         float* grad_downs, float* const* grad_ups, int threads) {                 \
+    adapt_back(layers, count, gradients, x, low, lines, depth, grad_x, grad_downs, grad_ups,       \
+               threads);                                                                           \
   }
 
 extern "C" {

@@ -54,11 +54,13 @@ inline void keep(const float* sums, int64_t panel, int64_t columns, How how, con
   }
 }
 
+// x · Wᵀ, or the sum of several such products: x (M, K) of each stage, W as panels from `panel` on.
+constexpr int MOST_STAGES = 8;
+
 // `columns` is N; `bias`, if there is one, lies as the panels do.
 template <typename T>
-void product(const T* x_MK, int64_t x_stride, int64_t lines, int64_t depth, const T* panels,
-             int64_t columns, const float* bias, How how, const T* other, T* out,
-             int64_t out_stride, int threads) {
+void product(const Stage<T>* stages, int stage_count, int64_t lines, int64_t columns,
+             const float* bias, How how, const T* other, T* out, int64_t out_stride, int threads) {
   if (!lines) return;
   const int64_t in_panel = how == GATED || how == APART ? LANES : PANEL;
   const int64_t count = (columns + in_panel - 1) / in_panel;
@@ -70,18 +72,30 @@ void product(const T* x_MK, int64_t x_stride, int64_t lines, int64_t depth, cons
     const int64_t p = task / parts, part = task % parts;
     const int64_t first = lines * part / parts, mine = lines * (part + 1) / parts - first;
     const int64_t most = tile_lines(mine), tiles = (mine + most - 1) / most;
-    const T* panel = panels + p * depth * PANEL;
     float sums[TILE * PANEL];
+    Stage<T> here[MOST_STAGES];
     for (int64_t t = 0; t < tiles; t++) {
       const int64_t line = first + t * most, few = std::min(most, first + mine - line);
-      const T* next = panel + (tiles + t) * depth / tiles * PANEL;  // a part of the next panel
-      tile_of<T>(few, x_MK + line * x_stride, x_stride, panel, depth,
-                 bias ? bias + p * PANEL : nullptr, sums, PANEL, next);
+      for (int s = 0; s < stage_count; s++) {
+        const auto& [x, x_stride, panels, depth, unused] = stages[s];
+        const T* panel = panels + p * depth * PANEL;
+        const T* next = panel + (tiles + t) * depth / tiles * PANEL;  // a part of the next panel
+        here[s] = {x + line * x_stride, x_stride, panel, depth, next};
+      }
+      tile_of<T>(few, here, stage_count, bias ? bias + p * PANEL : nullptr, sums, PANEL);
       for (int64_t i = 0; i < few; i++)
         keep(sums + i * PANEL, p, columns, how, other + (line + i) * out_stride,
              out + (line + i) * out_stride);
     }
   }
+}
+
+template <typename T>
+void product(const T* x_MK, int64_t x_stride, int64_t lines, int64_t depth, const T* panels,
+             int64_t columns, const float* bias, How how, const T* other, T* out,
+             int64_t out_stride, int threads) {
+  const Stage<T> stage{x_MK, x_stride, panels, depth, nullptr};
+  product(&stage, 1, lines, columns, bias, how, other, out, out_stride, threads);
 }
 
 }  // namespace

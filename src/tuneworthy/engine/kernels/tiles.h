@@ -76,25 +76,39 @@ inline Natural with_products(Natural sums, const Pairs& some, const Pairs& other
 }
 #endif
 
-// COUNT lines of x (COUNT, depth) times a panel, into `out` (COUNT, PANEL). From `next` on, a line
-// of the cache is brought nearer at each step: weights from memory would be waited for else.
+// Some lines of x times a panel: a stage of a product that may have several.
+template <typename T>
+struct Stage {
+  const T* x;
+  int64_t x_stride;
+  const T* panel;
+  int64_t depth;
+  const void* next;  // what will be needed after the panel
+};
+
+// The sum of COUNT lines' stages, into `out` (COUNT, PANEL). From `next` on, a line of the cache is
+// brought nearer at each step: weights from memory would be waited for else.
 template <typename T, int COUNT>
-inline void tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, const float* bias,
-                 float* out, int64_t out_stride, const void* next) {
+inline void tile(const Stage<T>* stages, int count, const float* bias, float* out,
+                 int64_t out_stride) {
   Natural sums[COUNT][VECTORS];
   for (int m = 0; m < COUNT; m++)
     for (int v = 0; v < VECTORS; v++)
       sums[m][v] = bias ? whole(bias + v * NATURAL) : Natural{};
-  const char* ahead = static_cast<const char*>(next);
-  for (int64_t k = 0; k < depth; k += DEEP<T>) {
-    __builtin_prefetch(ahead, 0, 1);
-    ahead += 64;
-    decltype(whole(panel)) lines[VECTORS];
-    for (int v = 0; v < VECTORS; v++)
-      lines[v] = whole(panel + k * PANEL + v * DEEP<T> * NATURAL);
-    for (int m = 0; m < COUNT; m++) {
-      const auto number = spread(x + m * x_stride + k);
-      for (int v = 0; v < VECTORS; v++) sums[m][v] = with_products(sums[m][v], number, lines[v]);
+  for (int s = 0; s < count; s++) {
+    const T *x = stages[s].x, *panel = stages[s].panel;
+    const int64_t x_stride = stages[s].x_stride, depth = stages[s].depth;
+    const char* ahead = static_cast<const char*>(stages[s].next);
+    for (int64_t k = 0; k < depth; k += DEEP<T>) {
+      __builtin_prefetch(ahead, 0, 1);
+      ahead += 64;
+      decltype(whole(panel)) lines[VECTORS];
+      for (int v = 0; v < VECTORS; v++)
+        lines[v] = whole(panel + k * PANEL + v * DEEP<T> * NATURAL);
+      for (int m = 0; m < COUNT; m++) {
+        const auto number = spread(x + m * x_stride + k);
+        for (int v = 0; v < VECTORS; v++) sums[m][v] = with_products(sums[m][v], number, lines[v]);
+      }
     }
   }
   for (int m = 0; m < COUNT; m++)
@@ -102,14 +116,14 @@ inline void tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, co
       std::memcpy(out + m * out_stride + v * NATURAL, &sums[m][v], sizeof(Natural));
 }
 
-// The same for `count` lines, of which there may be 1 to TILE.
+// The same for `lines` lines, of which there may be 1 to TILE.
 template <typename T, int COUNT = TILE>
-inline void tile_of(int64_t count, const T* x, int64_t x_stride, const T* panel, int64_t depth,
-                    const float* bias, float* out, int64_t out_stride, const void* next) {
+inline void tile_of(int64_t lines, const Stage<T>* stages, int count, const float* bias, float* out,
+                    int64_t out_stride) {
   if constexpr (COUNT > 1)
-    if (count < COUNT)
-      return tile_of<T, COUNT - 1>(count, x, x_stride, panel, depth, bias, out, out_stride, next);
-  tile<T, COUNT>(x, x_stride, panel, depth, bias, out, out_stride, next);
+    if (lines < COUNT)
+      return tile_of<T, COUNT - 1>(lines, stages, count, bias, out, out_stride);
+  tile<T, COUNT>(stages, count, bias, out, out_stride);
 }
 
 // Of `lines` as nearly equal parts as possible, how many lines each has.
@@ -132,7 +146,7 @@ void lay_lines(const T* lines, int64_t count, int64_t depth, T* panels) {
 
 // The columns of lines (count, width) as panels, with zeros where there is no column or line.
 template <typename T>
-void lay_columns(const T* lines, int64_t count, int64_t width, T* panels) {
+void lay_columns(const T* lines, int64_t stride, int64_t count, int64_t width, T* panels) {
   static const T nothing[PANEL] = {};
   const int64_t steps = whole_steps<T>(count);
   for (int64_t start = 0; start < width; start += PANEL) {
@@ -141,7 +155,7 @@ void lay_columns(const T* lines, int64_t count, int64_t width, T* panels) {
       T* to = panels + start * steps + k * PANEL;
       const T* from[DEEP<T>];
       for (int j = 0; j < DEEP<T>; j++)
-        from[j] = k + j < count ? lines + (k + j) * width + start : nothing;
+        from[j] = k + j < count ? lines + (k + j) * stride + start : nothing;
       for (int64_t i = 0; i < some; i++)
         for (int j = 0; j < DEEP<T>; j++) to[i * DEEP<T> + j] = from[j][i];
       for (int64_t i = some * DEEP<T>; i < PANEL * DEEP<T>; i++) to[i] = T{};
@@ -158,7 +172,7 @@ void lay(const T* lines, int64_t sets, int64_t count, int64_t width, bool column
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t set = 0; set < sets; set++) {
     const T* from = lines + set * count * width;
-    if (columns) lay_columns(from, count, width, panels + set * size);
+    if (columns) lay_columns(from, width, count, width, panels + set * size);
     else lay_lines(from, count, width, panels + set * size);
   }
 }
