@@ -119,7 +119,7 @@ def test_steps_are_nested_parts_and_never_test_rows(
         return real(self, train, dev, *args, **more)
 
     monkeypatch.setattr(FakeEngine, "train", spy)
-    monkeypatch.setattr(learning, "EVEN", 2.0)  # no step is saved
+    monkeypatch.setattr(learning, "_worth", lambda *_: True)  # no step is saved
     settings = {"arms": ARMS, "lora__learning_rate": 1e-3}
     decision = tw.decide(projects.write(project_folder, projects.rows(300), **settings))
     sizes = [len(rows) for rows in seen]
@@ -196,7 +196,7 @@ def test_what_a_row_takes_is_read_off_the_sweep_and_then_off_the_last_step(
         return asked[-1][1]
 
     monkeypatch.setattr(learning, "_seconds_per_row", spy)
-    monkeypatch.setattr(learning, "EVEN", 2.0)
+    monkeypatch.setattr(learning, "_worth", lambda *_: True)
     decision = tw.decide(projects.write(project_folder, projects.rows(300), arms=ARMS))
     run = RunFolder(decision.folder)
     sweep = store.read_json(run.arm("lora") / "sweep.json")["candidates"]
@@ -212,7 +212,7 @@ def test_steps_that_are_done_are_not_done_again(
     project_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = projects.write(project_folder, projects.rows(300), arms=ARMS)
-    monkeypatch.setattr(learning, "EVEN", 2.0)
+    monkeypatch.setattr(learning, "_worth", lambda *_: True)
     real, done = Trained.step, []
 
     def dying(self: Any, task: Any, rows: int) -> Any:

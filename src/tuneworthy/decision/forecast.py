@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -117,11 +117,63 @@ def forecast(
     Unknown with fewer than two sizes, or beyond four times the largest. `test_error` is the
     standard error with which the value will be measured.
     """
-    known = sorted({point.rows: point for point in points}.values(), key=lambda p: p.rows)
-    known = [point for point in known if math.isfinite(point.value)][-LAST_POINTS:]
+    known = _latest(points)
     if len(known) < 2 or rows > REACH * known[-1].rows:
         return None
-    law, lines = LAWS[of], [_line(point, of) for point in known]
+    law = LAWS[of]
+    line = _fitted(known, rows, law, of)
+    bent = (law.bend * math.log2(rows / known[-1].rows)) ** 2 * (
+        line.slope**2 + line.slope_variance
+    )
+    variance = line.variance + bent + law.point_spread**2
+    _, measuring = _line(Point(rows, _back(line.level, of), test_error), of)
+    return Forecast(of, rows, line.level, math.sqrt(variance + measuring**2))
+
+
+def chance_of_stopping(
+    points: Sequence[Point], next_rows: int, rows: int, score: float, confidence: float
+) -> float:
+    """Probability that the forecast after a training on `next_rows` rows gives up a score.
+
+    That is, has `score` at `rows` rows with a chance below 1 − `confidence`. As far as the points so
+    far tell, of which one is enough: what the next training finds is drawn from what is believed
+    before it (preposterior analysis, Raiffa and Schlaifer (1961), "Applied Statistical Decision
+    Theory"). 1 where no point tells anything.
+    """
+    known, law = _latest(points), LAWS["score"]
+    if not known or score >= 1:
+        return 1.0
+    if score <= 0:
+        return 0.0
+    before = _fitted(known, rows, law, "score")
+    # Of a line's spread only where its points lie and how noisy they are counts, not what they say.
+    after = _fitted([*known, replace(known[-1], rows=next_rows)][-LAST_POINTS:], rows, law, "score")
+    given_up_below = math.log(score / (1 - score)) - NormalDist().inv_cdf(confidence) * math.sqrt(
+        after.variance + law.point_spread**2
+    )
+    moves = math.sqrt(max(before.variance - after.variance, 1e-12))
+    return NormalDist(before.level, moves).cdf(given_up_below)
+
+
+def _latest(points: Sequence[Point]) -> list[Point]:
+    """The last few sizes of which something is known."""
+    known = sorted({point.rows: point for point in points}.values(), key=lambda p: p.rows)
+    return [point for point in known if math.isfinite(point.value)][-LAST_POINTS:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A line through points, on the scale on which curves are lines."""
+
+    level: float
+    """At the rows that were asked for."""
+    variance: float
+    slope: float
+    slope_variance: float
+
+
+def _fitted(known: Sequence[Point], rows: int, law: Law, of: Quantity) -> _Fitted:
+    lines = [_line(point, of) for point in known]
     places, errors = np.array([place for place, _ in lines]), np.array([e for _, e in lines])
     noise = errors**2 + law.point_spread**2
     # Doublings from the size that is asked for: the level is then the prediction itself.
@@ -130,8 +182,5 @@ def forecast(
     prior = np.diag([1 / _FLAT, 1 / law.slope_spread**2])
     covariance = np.linalg.inv(prior + design.T @ (design / noise[:, None]))
     pull = prior @ np.array([0.0, law.slope]) + design.T @ (places / noise)
-    mean, slope = map(float, covariance @ pull)
-    bent = (law.bend * doublings[-1]) ** 2 * (slope**2 + covariance[1, 1])
-    variance = float(covariance[0, 0] + bent) + law.point_spread**2
-    _, measuring = _line(Point(rows, _back(mean, of), test_error), of)
-    return Forecast(of, rows, mean, math.sqrt(variance + measuring**2))
+    level, slope = map(float, covariance @ pull)
+    return _Fitted(level, float(covariance[0, 0]), slope, float(covariance[1, 1]))

@@ -68,7 +68,7 @@ def dev_scores(session: Session, arm: Arm) -> Sequence[float | None]:
     return (session.fit_record(arm.name) or {}).get("dev_scores") or ()
 
 
-def _measuring_seconds(session: Session, arm: Arm) -> float:
+def measuring_seconds(session: Session, arm: Arm) -> float:
     """What measuring an arm may take: as long as the arm with the same prompts, if that is
     measured, else the longest so far in this run.
     """
@@ -82,7 +82,7 @@ def _measuring_seconds(session: Session, arm: Arm) -> float:
 def training_deadline(session: Session, arm: Arm) -> float | None:
     if session.deadline is None:
         return None
-    return session.deadline - RESERVE * _measuring_seconds(session, arm)
+    return session.deadline - RESERVE * measuring_seconds(session, arm)
 
 
 def too_late(session: Session, arm: Arm) -> str | None:

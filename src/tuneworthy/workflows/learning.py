@@ -18,10 +18,11 @@ from tuneworthy.arms import ARMS, Fitted
 from tuneworthy.arms.base import scored, ticker
 from tuneworthy.arms.choosing import looks
 from tuneworthy.arms.training import SWEEP_ROWS, Trained
-from tuneworthy.decision.forecast import Forecast, Point, forecast
+from tuneworthy.decision.forecast import Forecast, Point, chance_of_stopping, forecast
 from tuneworthy.errors import TrainingDiverged
 from tuneworthy.evaluation.statistics import standard_error
 from tuneworthy.store import RunFolder
+from tuneworthy.workflows.budgeting import measuring_seconds
 from tuneworthy.workflows.session import Session
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -29,8 +30,6 @@ FEWEST_ROWS = 16
 """No training on fewer rows: it would tell nothing."""
 CONFIDENCE = 0.95
 """An arm is stopped when it cannot come within the margin of the best with this probability."""
-EVEN = 0.5
-"""At least as likely as not to come near the best: no further step could save anything."""
 STOPPED = "stopped"
 
 
@@ -79,6 +78,7 @@ def stops(folder: RunFolder) -> list[Stop]:
 def try_on_parts(session: Session, arm: Trained, deadline: float | None) -> str | None:
     """Train on an eighth, a quarter, half of the rows; why the arm was stopped, None if it was not.
 
+    As long as the next part may be expected to save more than it takes.
     Steps that an interrupted run has done are not done again; whether they stop the arm is judged
     anew, as the margin and the arms beside it may be others now.
     """
@@ -87,17 +87,46 @@ def try_on_parts(session: Session, arm: Trained, deadline: float | None) -> str 
     if best is None:
         return None
     known = _by_rows(session.folder, arm.name)
+    points: list[dict[str, Any]] = []
     for share, rows in _parts(session):
+        if points and rows not in known and not _worth(session, arm, points, rows, best):
+            return None
         if not _trained(session, arm, share, rows, known, deadline):
             return None  # if that is for want of time, the caller says so
         points = [known[n] for n in sorted(known) if n <= rows]
-        chance = _judged(session, arm.name, points, share, best)
-        if isinstance(chance, Stop):
-            store.write_json(stop_file(session.folder, arm.name), asdict(chance))
-            return chance.reason
-        if chance is not None and chance >= EVEN:
-            return None
+        stop = _judged(session, arm.name, points, share, best)
+        if stop is not None:
+            store.write_json(stop_file(session.folder, arm.name), asdict(stop))
+            return stop.reason
     return None
+
+
+def _worth(
+    session: Session,
+    arm: Trained,
+    points: Sequence[dict[str, Any]],
+    rows: int,
+    best: tuple[str, Sequence[float | None]],
+) -> bool:
+    """Whether training on so many rows may be expected to save more seconds than it takes.
+
+    It saves the training on all rows and measuring, where it stops the arm.
+    """
+    _, theirs = best
+    total, last = len(session.rows.train), points[-1]
+    chance = chance_of_stopping(
+        [_point(record, theirs) for record in points],
+        *(rows, total, mean(theirs) - session.project.margin, CONFIDENCE),
+    )
+    row_seconds = last["seconds"] / last["rows"]
+    takes, all_of_it = row_seconds * rows, row_seconds * total + measuring_seconds(session, arm)
+    if chance * all_of_it > takes:
+        return True
+    session.say(
+        f"{arm.name}: {rows:,} rows next would stop it with a chance of {chance:.2f} (estimate), "
+        f"and take {takes:.0f} of {all_of_it:.0f} s: it is trained on all rows"
+    )
+    return False
 
 
 def train_on_all_parts(session: Session, arm: Trained, deadline: float | None) -> None:
@@ -172,19 +201,15 @@ def _judged(
     points: Sequence[dict[str, Any]],
     share: float,
     best: tuple[str, Sequence[float | None]],
-) -> Stop | float | None:
-    """A stop, or the chance to come within the margin of the best; None for unknown."""
+) -> Stop | None:
+    """A stop, where it is too unlikely to come within the margin of the best."""
     name, theirs = best
     total, margin = len(session.rows.train), session.project.margin
     expected = forecast([_point(record, theirs) for record in points], total)
     level, now = mean(theirs), _point(points[-1], theirs)
     shown = f"{arm} on {now.rows} rows: {now.value:.3f} on dev"
-    if expected is None and now.value >= level - margin:
-        # More rows rarely make it worse: no further part could stop it.
-        session.say(f"{shown}, where {name} has {level:.3f}: near enough to train on all rows")
-        return EVEN
     if expected is None:
-        session.say(f"{shown}; too early for a forecast")
+        session.say(f"{shown}, where {name} has {level:.3f}; too early for a forecast")
         return None
     chance = expected.chance_of(level - margin)
     low, high = expected.interval
@@ -193,7 +218,7 @@ def _judged(
         f"[{low:.3f}, {high:.3f}] (estimate), {name} has {level:.3f}"
     )
     if chance >= 1 - CONFIDENCE:
-        return chance
+        return None
     return Stop(
         arm=arm,
         at=share,
