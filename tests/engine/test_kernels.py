@@ -27,6 +27,8 @@ from tuneworthy.engine import (
 )
 from tuneworthy.engine.attention import LayerAttention
 from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.packed import OwnPlans
+from tuneworthy.engine.packing import TokenRow, pack
 from tuneworthy.engine.slots import Beginning, Shape, Slots
 
 CPU = torch.device("cpu")
@@ -199,16 +201,6 @@ def test_gradients_of_gates(own: Kernels, dtype: torch.dtype, width: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("keys", [1, 16, 50])
-def test_gradients_of_weights(own: Kernels, dtype: torch.dtype, keys: int) -> None:
-    scores = torch.randn(6, 4, keys).to(dtype).float().requires_grad_()
-    gradient, weights = torch.randn(6, 4, keys).to(dtype), scores.softmax(-1)
-    weights.backward(gradient.float())
-    own.weights_back(gradient, weights.detach().to(dtype))
-    near(gradient, scores.grad)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [3, 16, 403])
 def test_losses(own: Kernels, dtype: torch.dtype, width: int) -> None:
     logits = (3 * torch.randn(9, width)).to(dtype)
@@ -238,32 +230,10 @@ def test_turning_by_the_rotary_embedding(own: Kernels, dtype: torch.dtype, width
     cos, sin = (torch.cat([f(half)] * 2, -1).to(dtype) for f in (torch.cos, torch.sin))
     for rotary in (None, (cos, sin)):
         for scale in (1.0, 0.125):
-            ours = attention.rotated(x, *(rotary or (None, None)), scale, own)
-            close(ours, attention.rotated(x, *(rotary or (None, None)), scale))
-            assert not ours[-1].any()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("window", [None, 1, 5, 40, 1000])
-@pytest.mark.parametrize(("block", "keys"), [(1, 1), (7, 7), (5, 21), (33, 100)])
-def test_weights(
-    own: Kernels,
-    dtype: torch.dtype,
-    softcap: float | None,
-    window: int | None,
-    block: int,
-    keys: int,
-) -> None:
-    scores = 4 * torch.randn(6, block, keys).to(dtype)
-    at, key = torch.arange(keys - block, keys)[:, None], torch.arange(keys)
-    hidden = (key > at) | (key <= at - (window or keys))
-    exact = scores.float()
-    exact = softcap * torch.tanh(exact / softcap) if softcap else exact
-    exact = exact.masked_fill(hidden, float("-inf")).softmax(-1)
-    own.weights(scores, window, softcap)
-    close(scores, exact.to(dtype))
-    assert not scores[hidden.expand_as(scores)].any()
+            ours = torch.empty(9, 3, width, dtype=dtype)
+            own.turn(x, rotary, scale, ours)
+            right = attention.rotated(x, *(rotary or (None, None)), scale)
+            close(ours, right[:-1].view_as(ours))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -281,9 +251,18 @@ def test_the_likeliest_token_and_the_sum_of_all(
 
 
 def test_scores_that_are_far_apart_neither_overflow_nor_vanish(own: Kernels) -> None:
-    scores = torch.tensor([[[-3e38, 80.0, 88.5, -60.0]]])
-    own.weights(scores, None, None)
-    assert scores.sum() == pytest.approx(1) and scores[0, 0, 0] == 0 < scores[0, 0, 1]
+    row = TokenRow(list(range(4)), 1)
+    config = Config(num_attention_heads=1, num_key_value_heads=1)
+    query, key, value = torch.ones(4, 1, 16), torch.zeros(4, 1, 16), torch.zeros(4, 1, 16)
+    key[:, 0, 0] = torch.tensor([-3e38, 80.0, 88.5, -60.0])
+    value[:, 0, :4] = torch.eye(4)
+    given = [x.requires_grad_() for x in (query, key, value)]
+    how = LayerAttention(0, 1.0, None, None)
+    found = OwnPlans(pack([row]), config, own).attend(*given, None, how)
+    weights = found.detach()[-1, 0, :4]
+    assert weights.sum() == pytest.approx(1) and weights[0] == 0 < weights[1]
+    found.sum().backward()
+    assert all(x.grad is not None and torch.isfinite(x.grad).all() for x in given)
     assert own.log_sums(torch.tensor([[1000.0, -1000.0, 1000.0]])).item() == pytest.approx(1000.693)
 
 

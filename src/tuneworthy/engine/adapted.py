@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from tuneworthy.engine import kernels
-from tuneworthy.engine.kernels import DEEP, Kernels
+from tuneworthy.engine.kernels import Kernels, structures
+from tuneworthy.engine.kernels.structures import DEEP
 
 COPIES = 2
 """Of the frozen weights."""
@@ -32,7 +33,7 @@ class OwnLowRank:
         self.most = quick.multiplies(modules[0].base_layer.weight)
 
     @cached_property
-    def _laid(self) -> list[tuple[kernels.Weights, torch.Tensor]]:
+    def _laid(self) -> list[tuple[structures.Weights, torch.Tensor]]:
         """Each layer's weights for its output, and for the gradient of its input."""
         found = []
         for module in self.modules:
@@ -53,7 +54,7 @@ class OwnLowRank:
         outputs: tuple[torch.Tensor, ...] = _Learning.apply(x, self, *parameters)
         return outputs
 
-    def layers(self, parameters: Sequence[torch.Tensor]) -> ctypes.Array[kernels.Adapted]:
+    def layers(self, parameters: Sequence[torch.Tensor]) -> ctypes.Array[structures.Adapted]:
         """What the kernels are told of the layers, with As and Bs in turn."""
         found = []
         downs_ups = zip(parameters[::2], parameters[1::2], strict=True)
@@ -61,13 +62,13 @@ class OwnLowRank:
             assert down.is_contiguous() and up.is_contiguous()
             [name], bias = module.lora_A, lines.biases
             found.append(
-                kernels.Adapted(
+                structures.Adapted(
                     *(lines.panels.data_ptr(), columns.data_ptr()),
                     None if bias is None else bias.data_ptr(),
                     *(down.data_ptr(), up.data_ptr(), *up.shape, module.scaling[name]),
                 )
             )
-        return (kernels.Adapted * len(found))(*found)
+        return (structures.Adapted * len(found))(*found)
 
 
 class _Learning(torch.autograd.Function):

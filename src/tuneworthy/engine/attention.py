@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tuneworthy.engine.kernels import Kernels, Rotary
+from tuneworthy.engine.kernels import Rotary
 from tuneworthy.engine.packing import Group, Pack
 
 NAME = "tuneworthy"
@@ -62,9 +62,7 @@ class Plan:
         device: torch.device,
         *,
         cached: bool = False,
-        kernels: Kernels | None = None,
     ) -> None:
-        self.kernels = kernels
         self.tokens, self.heads, self.kv_heads = pack.tokens, heads, kv_heads
         self.prefix, self.window, self.device = pack.prefix, window, device
         self.answered = pack.prefix if cached else 0
@@ -176,9 +174,8 @@ class Plans:
         device: torch.device,
         *,
         cached: bool = False,
-        kernels: Kernels | None = None,
     ) -> None:
-        self._pack, self._device, self._cached, self.kernels = pack, device, cached, kernels
+        self._pack, self._device, self._cached = pack, device, cached
         self._heads = config.num_attention_heads
         self._kv_heads = getattr(config, "num_key_value_heads", None) or self._heads
         self._plans: dict[int | None, Plan] = {}
@@ -194,7 +191,6 @@ class Plans:
                 window,
                 self._device,
                 cached=self._cached,
-                kernels=self.kernels,
             )
         return self._plans[window]
 
@@ -216,16 +212,12 @@ class Plans:
         return output
 
 
-def rotated(
-    x_T_H_D: torch.Tensor, cos: Any, sin: Any, scale: float = 1.0, kernels: Kernels | None = None
-) -> torch.Tensor:
+def rotated(x_T_H_D: torch.Tensor, cos: Any, sin: Any, scale: float = 1.0) -> torch.Tensor:
     """Flat lines of x × scale after the rotary embedding; `cos` None if it is already applied."""
     tokens, heads, width = x_T_H_D.shape
     flat = x_T_H_D.new_empty(tokens * heads + 1, width)
     out = flat[:-1].view(tokens, heads, width)
-    if kernels and (cos is None or cos.dtype == x_T_H_D.dtype):
-        kernels.turn(x_T_H_D, None if cos is None else (cos, sin), scale, out)
-    elif cos is None:
+    if cos is None:
         torch.mul(x_T_H_D, scale, out=out)
     else:
         half = width // 2
@@ -238,14 +230,10 @@ def rotated(
 
 
 def _weights(
-    queries: torch.Tensor, keys: torch.Tensor, tile: _Tile, softcap: float | None, plan: Plan
+    queries: torch.Tensor, keys: torch.Tensor, tile: _Tile, softcap: float | None
 ) -> torch.Tensor:
     """Attention weights of a tile, (KV × rows, heads per KV × B, S)."""
     scores = torch.bmm(queries, keys[:, : tile.keys].transpose(1, 2))
-    if plan.kernels:
-        by_block = scores.view(-1, tile.mask_B_S.shape[0], tile.keys)
-        plan.kernels.weights(by_block, plan.window, softcap)
-        return scores
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     block = tile.mask_B_S.shape[0]
@@ -272,7 +260,7 @@ def attended(
         values = flat_v.index_select(0, group.keys).view(batch, -1, width)
         for tile in group.tiles:
             queries = flat_q.index_select(0, tile.index).view(batch, tile.queries, width)
-            weights = _weights(queries, keys, tile, softcap, plan)
+            weights = _weights(queries, keys, tile, softcap)
             outputs.append(torch.bmm(weights, values[:, : tile.keys]).view(-1, width))
             if keep:
                 kept.append(weights)
@@ -298,9 +286,9 @@ class PackedAttention(torch.autograd.Function):
         plan: Plan,
         keep: bool,
     ) -> torch.Tensor:
-        flat_q = rotated(query, cos, sin, scale, plan.kernels)
-        flat_k = rotated(key, cos, sin, 1.0, plan.kernels)
-        flat_v = rotated(value, None, None, 1.0, plan.kernels)
+        flat_q = rotated(query, cos, sin, scale)
+        flat_k = rotated(key, cos, sin)
+        flat_v = rotated(value, None, None)
         output, kept = attended(flat_q, flat_k, flat_v, softcap, plan, keep)
         ctx.save_for_backward(flat_q, flat_k, flat_v, cos, sin, *kept)
         ctx.plan, ctx.scale, ctx.softcap = plan, scale, softcap
@@ -310,7 +298,7 @@ class PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         flat_q, flat_k, flat_v, cos, sin, *kept = ctx.saved_tensors
         plan, softcap, width = ctx.plan, ctx.softcap, flat_q.shape[-1]
-        flat_g = rotated(gradients[0], None, None, 1.0, plan.kernels)
+        flat_g = rotated(gradients[0], None, None)
         grad_q: list[torch.Tensor] = []
         own_k: list[torch.Tensor] = []
         own_v: list[torch.Tensor] = []
@@ -326,10 +314,8 @@ class PackedAttention(torch.autograd.Function):
                 grads = flat_g.index_select(0, tile.index).view(batch, tile.queries, width)
                 weights = next(weights_of, None)
                 if weights is None:
-                    weights = _weights(queries, keys, tile, softcap, plan)
-                parts.append(
-                    _tile_gradients(tile, queries, keys, values, weights, grads, softcap, plan)
-                )
+                    weights = _weights(queries, keys, tile, softcap)
+                parts.append(_tile_gradients(tile, queries, keys, values, weights, grads, softcap))
             grad_q += [part[0].view(-1, width) for part in parts]
             # The last tile sees all keys: the others add to its gradients.
             _, grad_k, grad_v = parts.pop()
@@ -347,8 +333,8 @@ class PackedAttention(torch.autograd.Function):
         query = _joined(grad_q).index_select(0, plan.order).view(gradients[0].shape)
         key = _keys_gradient(plan, own_k, [pair[0] for pair in shared])
         value = _keys_gradient(plan, own_v, [pair[1] for pair in shared])
-        query = rotated(query, cos, back, ctx.scale, plan.kernels)[:-1].view(query.shape)
-        key = rotated(key, cos, back, 1.0, plan.kernels)[:-1].view(key.shape)
+        query = rotated(query, cos, back, ctx.scale)[:-1].view(query.shape)
+        key = rotated(key, cos, back)[:-1].view(key.shape)
         return query, key, value, None, None, None, None, None, None
 
 
@@ -360,18 +346,13 @@ def _tile_gradients(
     weights: torch.Tensor,
     grads: torch.Tensor,
     softcap: float | None,
-    plan: Plan,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of a tile's queries, and of the keys and values that it sees."""
     keys, values = keys[:, : tile.keys], values[:, : tile.keys]
     grad_w = torch.bmm(grads, values.transpose(1, 2))
-    grad_s: torch.Tensor = grad_w
-    if plan.kernels:
-        plan.kernels.weights_back(grad_s, weights)
-    else:
-        torch.ops.aten._softmax_backward_data.out(
-            grad_w, weights, -1, weights.dtype, grad_input=grad_s
-        )
+    grad_s: torch.Tensor = torch.ops.aten._softmax_backward_data.out(
+        grad_w, weights, -1, weights.dtype, grad_input=grad_w
+    )
     if softcap is not None:
         scores = torch.bmm(queries, keys.transpose(1, 2))
         grad_s.mul_(1 - torch.tanh(scores / softcap).square())

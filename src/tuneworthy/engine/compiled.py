@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from tuneworthy.engine import kernels
 from tuneworthy.engine.attention import LayerAttention
-from tuneworthy.engine.kernels import Rotary
+from tuneworthy.engine.kernels import Rotary, structures
 from tuneworthy.engine.slots import Beginning, Pool, Slots
 
 
@@ -45,12 +44,12 @@ class Compiled:
             None if sees_B_Q_Q is None else sees_B_Q_Q.contiguous(),
         )
         shape, prefix = slots.shape, len(beginning.ids) if beginning else 0
-        self.rows = kernels.Rows(
+        self.rows = structures.Rows(
             *(len(rows), shape.heads, shape.kv_heads, shape.width, prefix),
             *(None if part is None else part.data_ptr() for part in self._table),
         )
 
-    def given(self) -> tuple[kernels.Rows, tuple[torch.Tensor, torch.Tensor] | None]:
+    def given(self) -> tuple[structures.Rows, tuple[torch.Tensor, torch.Tensor] | None]:
         """What kernels want to know: of the rows, and of what they begin with."""
         return self.rows, self.beginning.laid(self.kernels) if self.beginning else None
 

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tuneworthy.engine import attention, flex, kernels, layers, packing
 from tuneworthy.engine.adapters import parameter_groups
 from tuneworthy.engine.loss import completion_loss
+from tuneworthy.engine.packed import OwnPlans
 from tuneworthy.engine.packing import Pack, TokenRow
 from tuneworthy.engine.world import World
 from tuneworthy.errors import ModelError
@@ -77,7 +78,9 @@ class PackedModel(nn.Module):
     def _plans(self, pack: Pack) -> attention.Attending:
         if self.device.type == "cuda":
             return flex.FlexPlans(pack, self.device)
-        return attention.Plans(pack, self.config, self.device, kernels=self.kernels)
+        if self.kernels:
+            return OwnPlans(pack, self.config, self.kernels)
+        return attention.Plans(pack, self.config, self.device)
 
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Last hidden states at the positions that predict labels, shape (L, C)."""

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tuneworthy.engine.kernels import NAMES, Kernels
+from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.kernels.structures import NAMES
 
 CHUNK_LABELS = 256
 """Whose logits exist at one time."""

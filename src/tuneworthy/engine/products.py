@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from tuneworthy.engine.beside import Beside
-from tuneworthy.engine.kernels import Kernels, Weights
+from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.kernels.structures import Weights
 
 FEW_ROWS = {torch.bfloat16: range(1, 2049), torch.float32: range(2, 129)}
 """Tokens at a time for which oneDNN's order is worth it: beyond, a few per cent at most, and one

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from tuneworthy.engine import kernels
 from tuneworthy.engine.attention import LayerAttention
 from tuneworthy.engine.beside import Beside
-from tuneworthy.engine.kernels import Kernels, Rotary
+from tuneworthy.engine.kernels import Kernels, Rotary, structures
 from tuneworthy.engine.products import OwnGate, OwnProduct
 from tuneworthy.engine.slots import Filled
 
@@ -57,7 +56,7 @@ class Whole:
             parts = (layer.three, layer.out, layer.gate, layer.down)
             weights = [part.weights for part in parts]
             entries.append(
-                kernels.Layer(
+                structures.Layer(
                     *(gain.data_ptr() for gain in layer.gains),
                     *(part.panels.data_ptr() for part in weights),
                     *(None if w.biases is None else w.biases.data_ptr() for w in weights),
@@ -65,7 +64,7 @@ class Whole:
                     *(*layer.epsilons, layer.how.scale, layer.how.softcap or 0.0),
                 )
             )
-        return (kernels.Layer * len(entries))(*entries)
+        return (structures.Layer * len(entries))(*entries)
 
     def __call__(self, x_1_T_C: torch.Tensor, rotary: Rotary, pack: Filled) -> torch.Tensor:
         """Hidden states behind the last of these layers, in place."""

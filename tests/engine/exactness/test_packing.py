@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.fakes import learning, tiny
 from tests.fakes.learning import METHODS
-from tuneworthy.engine import attention, packing
+from tuneworthy.engine import attention, kernels, packing
+from tuneworthy.engine.packed import OwnPlans
 from tuneworthy.engine.packing import TokenRow, pack
 
 
@@ -112,6 +113,57 @@ def test_attention_is_that_of_one_dense_mask(
     for ours, theirs in ((found, wanted), *zip(grads, wanted_grads)):
         scale = theirs.abs().max().item()
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * scale + 1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    prefix=st.sampled_from([0, 16, 90]),
+    heads=st.sampled_from([(4, 2), (3, 1), (2, 2)]),
+    width=st.sampled_from([16, 48, 64]),
+    window=st.sampled_from([None, 1, 5, 100]),
+    softcap=st.sampled_from([None, 1.5]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_attention_by_kernels_is_that_of_one_dense_mask(
+    lengths: list[int],
+    prefix: int,
+    heads: tuple[int, int],
+    width: int,
+    window: int | None,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> None:
+    quick = kernels.found()
+    if isinstance(quick, str):
+        pytest.skip(quick)
+    shared = list(range(prefix))
+    rows = [
+        TokenRow([*shared, 1000 + i, *[0] * (n - 1)], prefix + 1) for i, n in enumerate(lengths)
+    ]
+    laid = pack(rows)
+    own = [len(row.ids) - laid.prefix for row in laid.order]
+    torch.manual_seed(sum(lengths))
+    inputs = [
+        torch.randn(1, h, laid.tokens, width).to(dtype) for h in (heads[0], heads[1], heads[1])
+    ]
+    exact = [x.float().requires_grad_() for x in inputs]
+    wanted = dense(*exact, own, laid.prefix, window, softcap)
+    weight = torch.randn_like(wanted).to(dtype)
+    wanted_grads = torch.autograd.grad((wanted * weight.float()).sum(), exact)
+    config = SimpleNamespace(num_attention_heads=heads[0], num_key_value_heads=heads[1])
+    ours = [x.clone().requires_grad_() for x in inputs]
+    found, _ = attention.packed_attention(
+        SimpleNamespace(layer_idx=0), *ours, None,
+        pack=OwnPlans(laid, config, quick), sliding_window=window, softcap=softcap,
+    )  # fmt: skip
+    grads = torch.autograd.grad(found, ours, weight)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    # Gradients through one key alone are nothing but rounding.
+    least = 0.0 if max(own) > 1 or laid.prefix else 1e-2
+    for mine, theirs in ((found, wanted), *zip(grads, wanted_grads)):
+        assert mine.dtype == dtype
+        assert (mine.float() - theirs).norm() <= tolerance * theirs.norm() + least + 1e-4
 
 
 def test_weights_computed_again_are_those_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,24 @@ import torch
 from torch import nn
 
 from tuneworthy import store
+from tuneworthy.engine.kernels.structures import (
+    DEEP,
+    KINDS,
+    LANES,
+    NAMES,
+    PANEL,
+    SIGNATURES,
+    Adapted,
+    Layer,
+    Pack,
+    Rows,
+    Weights,
+)
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 COMPILE_SECONDS = 120
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-LANES = 16
-"""Numbers that are computed at a time: heads' widths must be multiples of it."""
-PANEL = 2 * LANES
-"""Lines that lie together, see tiles.h."""
-DEEP = {torch.float32: 1, torch.bfloat16: 2}
-"""Numbers of a line that lie side by side there."""
 _PLAIN, _ADDED, _GATED, _APART = range(4)
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -42,77 +47,6 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 
 class Unavailable(Exception):
     """Why there are no kernels here, in one line."""
-
-
-class Rows(ctypes.Structure):
-    """What a pass of the model knows of its rows, the same for every layer (in attention.h)."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "width", "prefix")),
-        *((name, ctypes.c_void_p) for name in ("keys_B", "values_B", "strides_B", "rooms_B")),
-        *((name, ctypes.c_void_p) for name in ("lengths_B", "starts_B", "depths_T", "sees_BQQ")),
-    )
-
-
-class Layer(ctypes.Structure):
-    """What a decoder layer of the plain kind is made of (in whole.h)."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("norm", "second_norm")),
-        *((name, ctypes.c_void_p) for name in ("three", "out", "gate", "down")),
-        *((f"{name}_bias", ctypes.c_void_p) for name in ("three", "out", "gate", "down")),
-        *((name, ctypes.c_int64) for name in ("window", "inner")),
-        *((name, ctypes.c_float) for name in ("epsilon", "second_epsilon", "scale", "softcap")),
-    )
-
-
-class Adapted(ctypes.Structure):
-    """A frozen linear layer with a low-rank part beside it (in adapted.h)."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("lines", "columns", "bias", "down_RK", "up_NR")),
-        *((name, ctypes.c_int64) for name in ("width", "rank")),
-        ("scale", ctypes.c_float),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Of one linear layer (N, K), or of two that go together, as products.h reads them."""
-
-    panels: torch.Tensor
-    """Lines of weights, VECTORS × LANES a panel; or of two layers, LANES of each."""
-    biases: torch.Tensor | None
-    """In the same order, in 32 bits."""
-    columns: int
-    """N."""
-    depth: int
-    """K."""
-    pair: bool
-
-
-_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "x": ctypes.c_float, "i": ctypes.c_int}
-SIGNATURES = {
-    "norm": "pnpppnnxi",
-    "norm_back": "pppppnni",
-    "gate": "pppni",
-    "gate_back": "pppppni",
-    "turn": "pnppnxpnnni",
-    "weights": "pnnnnxi",
-    "weights_back": "ppnni",
-    "lose": "ppnnippi",
-    "likeliest": "pnnnppi",
-    "put": "pnpnpnpnppnxpi",
-    "read": "pnnxppppi",
-    "attend": "pnnxppppi",
-    "lay": "pnnnipi",
-    "product": "pnnnpnpippni",
-    "layers": "pnppnppnppi",
-    "adapt": "pnpnnppi",
-    "adapt_back": "pnpppnnpppi",
-    "multiplies": "",
-}
-"""What each function of kernels.cpp takes: addresses, whole numbers, real ones, threads."""
 
 
 class Kernels:
@@ -127,7 +61,7 @@ class Kernels:
         for name, kinds in SIGNATURES.items():
             for dtype, suffix in NAMES.items():
                 function = getattr(loaded, f"{name}_{suffix}")
-                function.argtypes = [_KINDS[kind] for kind in kinds]
+                function.argtypes = [KINDS[kind] for kind in kinds]
                 function.restype = None if kinds else ctypes.c_int
                 self._run[name, dtype] = function
 
@@ -202,26 +136,6 @@ class Kernels:
         self._run["turn", x.dtype](
             *(x.data_ptr(), x.stride(0), *_turning(rotary, x.dtype), scale),
             *(out.data_ptr(), tokens, heads, width, torch.get_num_threads()),
-        )
-
-    def weights(
-        self, scores_N_B_S: torch.Tensor, window: int | None, softcap: float | None
-    ) -> None:
-        """Attention weights instead of scores; the last query stands at the last key."""
-        assert scores_N_B_S.is_contiguous()
-        _, block, keys = scores_N_B_S.shape
-        self._run["weights", scores_N_B_S.dtype](
-            *(scores_N_B_S.data_ptr(), scores_N_B_S.shape[0] * block, block, keys),
-            *(window or 0, softcap or 0.0, torch.get_num_threads()),
-        )
-
-    def weights_back(self, gradients: torch.Tensor, weights: torch.Tensor) -> None:
-        """Gradients of the scores in place of those of their weights, both (…, S) and whole."""
-        assert gradients.is_contiguous() and weights.is_contiguous()
-        keys = weights.shape[-1]
-        self._run["weights_back", weights.dtype](
-            *(gradients.data_ptr(), weights.data_ptr(), weights.numel() // keys, keys),
-            torch.get_num_threads(),
         )
 
     def lose(
@@ -438,6 +352,39 @@ class Kernels:
             *(downs.data_ptr(), _addresses(ups), torch.get_num_threads()),
         )
         return grad_x, list(downs.split(ranks)), ups
+
+    def learn(
+        self,
+        pack: Pack,
+        queries_T_H_D: torch.Tensor,
+        keys_T_K_D: torch.Tensor,
+        values_T_K_D: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of a pack, and the log of each query's sum of exponentials (T, H)."""
+        given = (queries_T_H_D, keys_T_K_D, values_T_K_D)
+        assert all(x.is_contiguous() for x in given)
+        output = torch.empty_like(queries_T_H_D)
+        sums_TH = torch.empty(queries_T_H_D.shape[:2])
+        self._run["learn", output.dtype](
+            *(ctypes.addressof(pack), *(x.data_ptr() for x in given)),
+            *(output.data_ptr(), sums_TH.data_ptr(), torch.get_num_threads()),
+        )
+        return output, sums_TH
+
+    def learn_back(
+        self, pack: Pack, gradient: torch.Tensor, *given: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of queries, keys and values from that of the output.
+
+        Given what `learn` was given and what it found.
+        """
+        gradient = gradient.contiguous()
+        query, key, value = (torch.empty_like(x) for x in given[:3])
+        self._run["learn_back", gradient.dtype](
+            *(ctypes.addressof(pack), *(x.data_ptr() for x in given), gradient.data_ptr()),
+            *(query.data_ptr(), key.data_ptr(), value.data_ptr(), torch.get_num_threads()),
+        )
+        return query, key, value
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> Any:

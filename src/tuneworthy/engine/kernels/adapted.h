@@ -34,7 +34,7 @@ std::vector<T> rounded(const float* numbers, int64_t count, float scale) {
 template <typename T>
 std::vector<T> panels_of_lines(const std::vector<T>& lines, int64_t count, int64_t depth) {
   std::vector<T> panels(whole_panels(count) * depth);
-  lay_lines(lines.data(), count, depth, panels.data());
+  lay_lines(lines.data(), depth, count, depth, panels.data());
   return panels;
 }
 template <typename T>
@@ -84,13 +84,10 @@ void adapt(const Adapted* layers, int64_t count, const T* x_MK, int64_t lines, i
   }
 }
 
-// Lines (count, width) with their numbers in the order of columns, filled with zeros to whole steps.
 template <typename T>
 std::vector<T> turned_over(const T* lines, int64_t stride, int64_t count, int64_t width) {
-  const int64_t steps = whole_steps<T>(count);
-  std::vector<T> turned(width * steps, T{});
-  for (int64_t i = 0; i < count; i++)
-    for (int64_t j = 0; j < width; j++) turned[j * steps + i] = lines[i * stride + j];
+  std::vector<T> turned(width * whole_steps<T>(count));
+  turn_over(lines, stride, count, width, turned.data());
   return turned;
 }
 

@@ -1,5 +1,4 @@
-// Attention weights of packs, whose products are made elsewhere; and all of attention for rows that
-// are answered.
+// Attention for rows that are answered, and what that of packs is made of (packs.h).
 //
 // Suffixes of names are shapes: B rows, T tokens, Q new tokens of each row, H heads, K heads of
 // keys, G = H / K, D width, S room of a slot, N queries, P tokens that all rows begin with.
@@ -38,49 +37,6 @@ inline Softened soften(float* line, int64_t first, int64_t last, int64_t whole, 
     save_lanes(line + i, lanes);
   }
   return {most, sum(together)};
-}
-
-// (N, block, S) scores of queries that stand one behind the other, the last at the last key.
-template <typename T>
-void weights(T* scores, int64_t lines, int64_t block, int64_t keys, int64_t window, float softcap,
-             int threads) {
-  const int64_t whole = whole_lanes(keys);
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<float> line(whole);
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < lines; n++) {
-      T* at = scores + n * keys;
-      const int64_t position = keys - block + n % block, last = position + 1;
-      const int64_t first = window ? std::max<int64_t>(0, last - window) : 0;
-      const int64_t start = first / LANES * LANES;
-      load_line(&line[start], at + start, last - start);
-      const Softened found =
-          soften(&line[start], first - start, last - start, whole_lanes(last) - start, softcap);
-      for (int64_t i = 0; i < start; i++) save(at + i, 0.0f);
-      store_line(at + start, &line[start], last - start, 1 / found.sum);
-      for (int64_t i = last; i < keys; i++) save(at + i, 0.0f);
-    }
-  }
-}
-
-// Gradients of scores in place of those of their weights: w · (g − Σ g · w) along each line.
-template <typename T>
-void weights_back(T* gradients, const T* weights, int64_t lines, int64_t keys, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t n = 0; n < lines; n++) {
-    T* g = gradients + n * keys;
-    const T* w = weights + n * keys;
-    Floats along = {};
-    float rest = 0;
-    int64_t i = 0;
-    for (; i + LANES <= keys; i += LANES) along += load_lanes(g + i) * load_lanes(w + i);
-    for (; i < keys; i++) rest += load(g + i) * load(w + i);
-    const float mean = sum(along) + rest;
-    for (i = 0; i + LANES <= keys; i += LANES)
-      save_lanes(g + i, load_lanes(w + i) * (load_lanes(g + i) - mean));
-    for (; i < keys; i++) save(g + i, load(w + i) * (load(g + i) - mean));
-  }
 }
 
 // What a query finds among some keys: the sum of their values (D,), each times its exponential.
@@ -247,7 +203,7 @@ void read(const Rows& rows, int64_t layer, int64_t window, float softcap, const 
       const int64_t part = task % parts, start = rows.starts_B[row], held = rows.lengths_B[row];
       const int64_t count = rows.starts_B[row + 1] - start, most = tile_lines(count);
       const Caches<T> slot = caches<T>(rows, layer, row, k);
-      lay_lines<T>(slot.keys, held + count, d, keys.data());
+      lay_lines<T>(slot.keys, d, held + count, d, keys.data());
       lay_columns<T>(slot.values, d, held + count, d, values.data());
       const Panels<T> mine = {keys.data(), values.data(), held + count};
       const Panels<T> before = beginning<T>(rows, before_keys, before_values, k);

@@ -7,6 +7,7 @@
 #include "adapted.h"
 #include "attention.h"
 #include "layers.h"
+#include "packs.h"
 #include "products.h"
 #include "vocabulary.h"
 #include "whole.h"
@@ -32,14 +33,6 @@
                    float scale, T* out, int64_t tokens, int64_t heads, int64_t width,              \
                    int threads) {                                                                  \
     turn(x, stride, cos, sin, turn_stride, scale, out, tokens, heads, width, threads);             \
-  }                                                                                                \
-  void weights_##NAME(T* scores, int64_t lines, int64_t block, int64_t keys, int64_t window,       \
-                      float softcap, int threads) {                                                \
-    weights(scores, lines, block, keys, window, softcap, threads);                                 \
-  }                                                                                                \
-  void weights_back_##NAME(T* gradients, const T* given, int64_t lines, int64_t keys,              \
-                           int threads) {                                                          \
-    weights_back(gradients, given, lines, keys, threads);                                          \
   }                                                                                                \
   void lose_##NAME(T* logits, const int64_t* targets, int64_t lines, int64_t width, int learns,    \
                    float* losses, uint8_t* right, int threads) {                                   \
@@ -92,6 +85,16 @@
                          float* grad_downs, float* const* grad_ups, int threads) {                 \
     adapt_back(layers, count, gradients, x, low, lines, depth, grad_x, grad_downs, grad_ups,       \
                threads);                                                                           \
+  }                                                                                                \
+  void learn_##NAME(const Pack* pack, const T* queries, const T* keys, const T* values, T* out,    \
+                    float* sums, int threads) {                                                    \
+    learn(*pack, queries, keys, values, out, sums, threads);                                       \
+  }                                                                                                \
+  void learn_back_##NAME(const Pack* pack, const T* queries, const T* keys, const T* values,       \
+                         const T* out, const float* sums, const T* grad_out, T* grad_queries,      \
+                         T* grad_keys, T* grad_values, int threads) {                              \
+    learn_back(*pack, queries, keys, values, out, sums, grad_out, grad_queries, grad_keys,         \
+               grad_values, threads);                                                              \
   }
 
 extern "C" {

@@ -132,14 +132,14 @@ inline int64_t tile_lines(int64_t lines) {
   return (lines + tiles - 1) / tiles;
 }
 
-// Lines (count, depth) as panels, the last one filled with zeros.
+// Lines (count, depth), `stride` numbers from each other, as panels, the last one filled with zeros.
 template <typename T>
-void lay_lines(const T* lines, int64_t count, int64_t depth, T* panels) {
+void lay_lines(const T* lines, int64_t stride, int64_t count, int64_t depth, T* panels) {
   constexpr int64_t step = DEEP<T>;
   for (int64_t i = 0; i < whole_panels(count); i++) {
     T* to = panels + i / PANEL * depth * PANEL + i % PANEL * step;
     for (int64_t k = 0; k < depth; k += step)
-      if (i < count) std::memcpy(to + k * PANEL, lines + i * depth + k, step * sizeof(T));
+      if (i < count) std::memcpy(to + k * PANEL, lines + i * stride + k, step * sizeof(T));
       else std::memset(to + k * PANEL, 0, step * sizeof(T));
   }
 }
@@ -163,6 +163,16 @@ void lay_columns(const T* lines, int64_t stride, int64_t count, int64_t width, T
   }
 }
 
+// Lines (count, width) with their numbers in the order of columns (width, whole steps).
+template <typename T>
+void turn_over(const T* lines, int64_t stride, int64_t count, int64_t width, T* turned) {
+  const int64_t steps = whole_steps<T>(count);
+  for (int64_t j = 0; j < width; j++) {
+    for (int64_t i = 0; i < count; i++) turned[j * steps + i] = lines[i * stride + j];
+    for (int64_t i = count; i < steps; i++) turned[j * steps + i] = T{};
+  }
+}
+
 // Sets of lines (count, width) as panels, of their lines or of their columns.
 template <typename T>
 void lay(const T* lines, int64_t sets, int64_t count, int64_t width, bool columns, T* panels,
@@ -173,7 +183,7 @@ void lay(const T* lines, int64_t sets, int64_t count, int64_t width, bool column
   for (int64_t set = 0; set < sets; set++) {
     const T* from = lines + set * count * width;
     if (columns) lay_columns(from, width, count, width, panels + set * size);
-    else lay_lines(from, count, width, panels + set * size);
+    else lay_lines(from, width, count, width, panels + set * size);
   }
 }
 
