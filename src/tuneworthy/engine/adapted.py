@@ -51,7 +51,7 @@ class OwnLowRank:
         for module in self.modules:
             [name] = module.lora_A
             parameters += [module.lora_A[name].weight, module.lora_B[name].weight]
-        outputs: tuple[torch.Tensor, ...] = _Learning.apply(x, self, *parameters)
+        outputs: tuple[torch.Tensor, ...] = _Adapting.apply(x, self, *parameters)
         return outputs
 
     def layers(self, parameters: Sequence[torch.Tensor]) -> ctypes.Array[structures.Adapted]:
@@ -71,7 +71,7 @@ class OwnLowRank:
         return (structures.Adapted * len(found))(*found)
 
 
-class _Learning(torch.autograd.Function):
+class _Adapting(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, own: OwnLowRank, *parameters: torch.Tensor

@@ -36,7 +36,7 @@ class OwnPlans:
         """See `attention.Attending`; differentiable."""
         if rotary is not None and rotary[0].dtype != query.dtype:
             rotary = rotary[0].to(query.dtype), rotary[1].to(query.dtype)
-        output: torch.Tensor = _Learning.apply(query, key, value, rotary, how, self)
+        output: torch.Tensor = _Attending.apply(query, key, value, rotary, how, self)
         return output
 
     def pack(self, how: LayerAttention, width: int) -> Pack:
@@ -48,7 +48,7 @@ class OwnPlans:
         )
 
 
-class _Learning(torch.autograd.Function):
+class _Attending(torch.autograd.Function):
     """Queries (T, H, D), keys and values (T, KV, D) in, (T, H, D) out; rotary embedding included."""
 
     @staticmethod

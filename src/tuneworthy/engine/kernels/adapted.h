@@ -86,8 +86,9 @@ void adapt(const Adapted* layers, int64_t count, const T* x_MK, int64_t lines, i
 
 template <typename T>
 std::vector<T> turned_over(const T* lines, int64_t stride, int64_t count, int64_t width) {
-  std::vector<T> turned(width * whole_steps<T>(count));
-  turn_over(lines, stride, count, width, turned.data());
+  const int64_t steps = whole_steps<T>(count);
+  std::vector<T> turned(width * steps);
+  turn_over(lines, stride, count, width, turned.data(), steps);
   return turned;
 }
 

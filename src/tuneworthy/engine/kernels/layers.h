@@ -88,16 +88,18 @@ void gate_back(const T* gradients, const T* gates, const T* ups, T* grad_gates, 
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t block = 0; block < (count + LANES - 1) / LANES; block++) {
     const int64_t i = block * LANES, many = count - i < LANES ? count - i : LANES;
-    float parts[3][LANES] = {};
-    load_line(parts[0], gradients + i, many);
-    load_line(parts[1], gates + i, many);
-    load_line(parts[2], ups + i, many);
-    const Floats g = load_lanes(parts[0]), x = load_lanes(parts[1]), u = load_lanes(parts[2]);
-    const Floats s = sigmoid_lanes(x);
-    save_lanes(parts[1], g * u * s * (1.0f + x * (1.0f - s)));
-    save_lanes(parts[2], g * x * s);
-    store_line(grad_gates + i, parts[1], many, 1.0f);
-    store_line(grad_ups + i, parts[2], many, 1.0f);
+    if (many == LANES) {
+      const Floats g = load_lanes(gradients + i), x = load_lanes(gates + i);
+      const Floats s = sigmoid_lanes(x), gs = g * s;
+      save_lanes(grad_gates + i, gs * load_lanes(ups + i) * (1.0f + x * (1.0f - s)));
+      save_lanes(grad_ups + i, gs * x);
+      continue;
+    }
+    for (int64_t j = i; j < i + many; j++) {
+      const float g = load(gradients + j), x = load(gates + j), s = 1 / (1 + std::exp(-x));
+      save(grad_gates + j, g * load(ups + j) * s * (1 + x * (1 - s)));
+      save(grad_ups + j, g * x * s);
+    }
   }
 }
 

@@ -116,15 +116,16 @@ struct Side {
   int64_t wide() const { return whole_panels(count); }
 };
 
-constexpr int CHUNK = 8 * TILE;  // queries whose weights are kept at one time
+constexpr int64_t CHUNK = 144;  // queries, of all heads together, whose weights are kept at one time
 
-// What a chunk of queries of one head has to do with one side.
+// What a chunk of queries of one head of keys has to do with one side.
 template <typename T>
 class Weighing {
  public:
-  Weighing(int64_t d, int64_t most_keys)
+  Weighing(int64_t d, int64_t most_keys, int64_t most_queries)
       : d(d), stride(whole_panels(most_keys)), scores(TILE * stride), products(TILE * stride),
-        weights(CHUNK * stride), gradients(CHUNK * stride), panel(CHUNK * PANEL) {}
+        weights(most_queries * stride), gradients(most_queries * stride),
+        panel(whole_steps<T>(most_queries) * PANEL) {}
 
   // A chunk of queries, the farthest of which see from `first` to `last` (not itself).
   void begin(int64_t first, int64_t last) {
@@ -242,9 +243,18 @@ void learn_back(const Pack& pack, const T* queries, const T* keys, const T* valu
                 T* grad_values, int threads) {
   const int64_t d = pack.width, heads = pack.heads, group = heads / pack.kv_heads;
   const int64_t apart = pack.kv_heads * d, longest = longest_row(pack), prefix = pack.prefix;
-  const int64_t shared_size = d * whole_panels(prefix), own_size = d * whole_panels(longest);
-  std::vector<Laid<T>> shared(prefix ? pack.kv_heads : 0);
-  // Of what all rows begin with, each thread has sums of its own: of keys, and of values.
+  const int64_t* starts = pack.starts_R;
+  const int64_t at_once = std::max<int64_t>(1, CHUNK / group);  // tokens of a chunk
+  // Few rows: each head of queries is a task of its own. Several tasks add to what all rows begin
+  // with, and then to every row: of these each thread has sums of its own, of keys and of values.
+  const bool few_rows = pack.rows * pack.kv_heads < 4 * threads;
+  const int64_t parts = few_rows ? group : 1, common = few_rows ? pack.rows : prefix ? 1 : 0;
+  std::vector<int64_t> sizes(common), places(common + 1);
+  for (int64_t row = 0; row < common; row++) {
+    sizes[row] = d * whole_panels(starts[row + 1] - starts[row]);
+    places[row + 1] = places[row] + 2 * pack.kv_heads * sizes[row];
+  }
+  std::vector<Laid<T>> shared(common * pack.kv_heads);
   std::vector<std::vector<float>> sums(threads);
 #pragma omp parallel num_threads(threads)
   {
@@ -253,50 +263,53 @@ void learn_back(const Pack& pack, const T* queries, const T* keys, const T* valu
 #else
     std::vector<float>& mine = sums[0];
 #endif
-    mine.assign(2 * pack.kv_heads * shared_size, 0.0f);
+    mine.assign(places[common], 0.0f);
+    const int64_t own_size = few_rows ? 0 : d * whole_panels(longest);
     std::vector<float> own_sums(2 * own_size), lines(TILE * whole_panels(d));
-    std::vector<T> turned(2 * d * CHUNK);
-    Weighing<T> weighing(d, longest), weighing_shared(d, prefix);
+    std::vector<T> turned(2 * d * whole_steps<T>(group * at_once));
+    Weighing<T> weighing(d, longest, group * at_once);
+    Weighing<T> weighing_shared(d, prefix, group * at_once);
     Laid<T> laid;
+    const auto side_of = [&](int64_t row, int64_t k) {
+      float* at = &mine[places[row] + 2 * k * sizes[row]];
+      return shared[row * pack.kv_heads + k].side(starts[row + 1] - starts[row], at,
+                                                  at + sizes[row]);
+    };
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < int64_t(shared.size()); k++)
-      shared[k].lay(keys + k * d, values + k * d, apart, prefix, d);
+    for (int64_t task = 0; task < common * pack.kv_heads; task++) {
+      const int64_t row = task / pack.kv_heads, k = task % pack.kv_heads;
+      const int64_t at = starts[row] * apart + k * d;
+      shared[task].lay(keys + at, values + at, apart, starts[row + 1] - starts[row], d);
+    }
     // Which thread has which tasks is always the same, and so is the order of what is added up.
 #pragma omp for schedule(static, 1)
-    for (int64_t task = 0; task < pack.rows * pack.kv_heads; task++) {
-      const int64_t row = task / pack.kv_heads, k = task % pack.kv_heads;
-      const int64_t start = pack.starts_R[row], count = pack.starts_R[row + 1] - start;
+    for (int64_t task = 0; task < pack.rows * pack.kv_heads * parts; task++) {
+      const int64_t row = task / parts / pack.kv_heads, k = task / parts % pack.kv_heads;
+      const int64_t part = task % parts, start = starts[row], count = starts[row + 1] - start;
       const int64_t before = seen_before(pack, row), most = tile_lines(count);
-      const bool begins = prefix && !row;
-      float *shared_keys = nullptr, *shared_values = nullptr;
-      if (prefix) {
-        shared_keys = &mine[2 * k * shared_size];
-        shared_values = shared_keys + shared_size;
-      }
-      if (!begins) {
+      const int64_t first_g = group * part / parts, last_g = group * (part + 1) / parts;
+      if (row >= common) {
         laid.lay(keys + start * apart + k * d, values + start * apart + k * d, apart, count, d);
         std::fill(own_sums.begin(), own_sums.end(), 0.0f);
       }
-      const Side<T> own =
-          begins ? shared[k].side(prefix, shared_keys, shared_values)
-                 : laid.side(count, own_sums.data(), own_sums.data() + own_size);
-      const Side<T> others =
-          before ? shared[k].side(prefix, shared_keys, shared_values) : Side<T>{};
-      for (int64_t g = 0; g < group; g++)
-        for (int64_t chunk = 0; chunk < count; chunk += CHUNK) {
-          const int64_t many = std::min<int64_t>(CHUNK, count - chunk);
-          const int64_t first_line = (start + chunk) * heads + k * group + g;
-          weighing.begin(farthest(chunk, pack.window), chunk + many);
-          weighing_shared.begin(std::min(before, farthest(before + chunk, pack.window)), before);
-          for (int64_t at = 0; at < many; at += most) {
-            const int64_t few = std::min(most, many - at);
-            const int64_t line = first_line + at * heads;
+      const Side<T> own = row < common
+                              ? side_of(row, k)
+                              : laid.side(count, own_sums.data(), own_sums.data() + own_size);
+      const Side<T> others = before ? side_of(0, k) : Side<T>{};
+      for (int64_t chunk = 0; chunk < count; chunk += at_once) {
+        const int64_t many = std::min(at_once, count - chunk);
+        weighing.begin(farthest(chunk, pack.window), chunk + many);
+        weighing_shared.begin(std::min(before, farthest(before + chunk, pack.window)), before);
+        for (int64_t g = first_g; g < last_g; g++)
+          for (int64_t token = 0; token < many; token += most) {
+            const int64_t few = std::min(most, many - token), at = (g - first_g) * many + token;
+            const int64_t line = (start + chunk + token) * heads + k * group + g;
             int64_t first[TILE], last[TILE], first_before[TILE], last_before[TILE];
             float along[TILE];
             for (int64_t m = 0; m < few; m++) {
-              const int64_t token = chunk + at + m;
-              first[m] = farthest(token, pack.window), last[m] = token + 1;
-              first_before[m] = std::min(before, farthest(before + token, pack.window));
+              const int64_t place = chunk + token + m;
+              first[m] = farthest(place, pack.window), last[m] = place + 1;
+              first_before[m] = std::min(before, farthest(before + place, pack.window));
               last_before[m] = before;
               const T *one = grad_out + (line + m * heads) * d, *other = out + (line + m * heads) * d;
               Floats together = {};
@@ -319,25 +332,33 @@ void learn_back(const Pack& pack, const T* queries, const T* keys, const T* valu
               store_line(grad_queries + (line + m * heads) * d, &lines[m * whole_panels(d)], d,
                          1.0f);
           }
-          T *queries_DC = turned.data(), *gradients_DC = queries_DC + d * CHUNK;
-          turn_over(queries + first_line * d, heads * d, many, d, queries_DC);
-          turn_over(grad_out + first_line * d, heads * d, many, d, gradients_DC);
-          weighing.add(own, many, queries_DC, gradients_DC);
-          if (before) weighing_shared.add(others, many, queries_DC, gradients_DC);
+        // The chunk's queries of all heads of the task, one behind the other.
+        const int64_t queried = (last_g - first_g) * many, steps = whole_steps<T>(queried);
+        std::fill(turned.begin(), turned.begin() + 2 * d * steps, T{});
+        T *queries_DC = turned.data(), *gradients_DC = queries_DC + d * steps;
+        for (int64_t g = first_g; g < last_g; g++) {
+          const int64_t at = ((start + chunk) * heads + k * group + g) * d, to = (g - first_g) * many;
+          turn_over(queries + at, heads * d, many, d, queries_DC + to, steps);
+          turn_over(grad_out + at, heads * d, many, d, gradients_DC + to, steps);
         }
-      if (begins) continue;
+        weighing.add(own, queried, queries_DC, gradients_DC);
+        if (before) weighing_shared.add(others, queried, queries_DC, gradients_DC);
+      }
+      if (row < common) continue;
       turn_back(own.grad_keys, count, d, grad_keys + start * apart + k * d, apart);
       turn_back(own.grad_values, count, d, grad_values + start * apart + k * d, apart);
     }
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < int64_t(shared.size()); k++) {
-      float* first = &sums[0][2 * k * shared_size];
+    for (int64_t task = 0; task < common * pack.kv_heads; task++) {
+      const int64_t row = task / pack.kv_heads, k = task % pack.kv_heads, size = sizes[row];
+      const int64_t count = starts[row + 1] - starts[row], at = starts[row] * apart + k * d;
+      float* first = &sums[0][places[row] + 2 * k * size];
       for (int thread = 1; thread < threads; thread++)
         if (!sums[thread].empty())
-          for (int64_t i = 0; i < 2 * shared_size; i++)
-            first[i] += sums[thread][2 * k * shared_size + i];
-      turn_back(first, prefix, d, grad_keys + k * d, apart);
-      turn_back(first + shared_size, prefix, d, grad_values + k * d, apart);
+          for (int64_t i = 0; i < 2 * size; i++)
+            first[i] += sums[thread][places[row] + 2 * k * size + i];
+      turn_back(first, count, d, grad_keys + at, apart);
+      turn_back(first + size, count, d, grad_values + at, apart);
     }
   }
 }

@@ -163,14 +163,16 @@ void lay_columns(const T* lines, int64_t stride, int64_t count, int64_t width, T
   }
 }
 
-// Lines (count, width) with their numbers in the order of columns (width, whole steps).
+// Lines (count, width) with their numbers in the order of columns, each of which has room for `steps`.
 template <typename T>
-void turn_over(const T* lines, int64_t stride, int64_t count, int64_t width, T* turned) {
-  const int64_t steps = whole_steps<T>(count);
-  for (int64_t j = 0; j < width; j++) {
-    for (int64_t i = 0; i < count; i++) turned[j * steps + i] = lines[i * stride + j];
-    for (int64_t i = count; i < steps; i++) turned[j * steps + i] = T{};
-  }
+void turn_over(const T* lines, int64_t stride, int64_t count, int64_t width, T* turned,
+               int64_t steps) {
+  constexpr int64_t block = 16;
+  for (int64_t start = 0; start < count; start += block)
+    for (int64_t j = 0; j < width; j++) {
+      const int64_t end = std::min(count, start + block);
+      for (int64_t i = start; i < end; i++) turned[j * steps + i] = lines[i * stride + j];
+    }
 }
 
 // Sets of lines (count, width) as panels, of their lines or of their columns.
