@@ -199,7 +199,7 @@ class TrainingRun:
         step_seconds = time.monotonic() - began
         late = deadline is not None and time.monotonic() > deadline
         late = self.learner.world.agreed(late) or self._cooled()
-        due = self.step % self.evaluate_every == 0 or self.step == self.total or late
+        due = late or self._due()
         if due:
             fields["loss"] = sum(self.recent) / len(self.recent)
             self.recent = []
@@ -218,6 +218,11 @@ class TrainingRun:
                 self._keep()
             raise
         return late
+
+    def _due(self) -> bool:
+        """Whether this step is evaluated: at even distances, and the last, but not one just before it."""
+        left = self.total - self.step
+        return not left or (self.step % self.evaluate_every == 0 and 2 * left >= self.evaluate_every)
 
     def _cool(self, deadline: float, step_seconds: float) -> None:
         """Begin to cool down where one more step as planned would leave too little time for it.
