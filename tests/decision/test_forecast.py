@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tuneworthy.decision.forecast import BAND, LAWS, Point, forecast
+from tuneworthy.decision.forecast import BAND, LAWS, Point, chance_of_stopping, forecast
 
 
 def curve(rows: int, start: float = 0.4, slope: float = 0.5) -> float:
@@ -113,3 +113,43 @@ def test_the_band_holds_as_much_as_it_says_where_its_law_is_true() -> None:
         assert expected
         held.append(expected.interval[0] <= score(400) <= expected.interval[1])
     assert BAND - 0.04 < np.mean(held) < BAND + 0.04, np.mean(held)
+
+
+@pytest.mark.parametrize("best", [0.3, 0.55, 0.8, 0.95])
+@pytest.mark.parametrize("known", [((50, 0.2),), ((50, 0.1), (100, 0.15))])
+def test_what_the_next_training_may_say_is_known_before_it(
+    best: float, known: tuple[tuple[int, float], ...]
+) -> None:
+    """Drawn from what is believed after the points so far, so often is an arm given up after the next."""
+    random, law, logit_error = np.random.default_rng(1), LAWS["score"], 0.3
+    points = [Point(rows, value, logit_error * value * (1 - value)) for rows, value in known]
+    next_rows = 2 * points[-1].rows
+    noise = math.hypot(logit_error, law.point_spread)
+    # Lines as likely as the points make them: slopes from the prior, weighed by how well they fit.
+    places = np.array([math.log(p.value / (1 - p.value)) for p in points])
+    slopes = random.normal(law.slope, law.slope_spread, 20_000)
+    ends = np.array([math.log2(p.rows / 400) for p in points])
+    levels = np.mean(places[:, None] - slopes * ends[:, None], 0)
+    off = places[:, None] - levels - slopes * ends[:, None]
+    weights = np.exp(-0.5 * (off**2).sum(0) / noise**2)
+    drawn = random.choice(len(slopes), 1500, p=weights / weights.sum())
+    given_up = 0
+    for i in drawn:
+        level = levels[i] + random.normal(0, noise / math.sqrt(len(points)))
+        place = level + slopes[i] * math.log2(next_rows / 400) + random.normal(0, noise)
+        value = 1 / (1 + math.exp(-place))
+        expected = forecast(
+            [*points, Point(next_rows, value, logit_error * value * (1 - value))], 400
+        )
+        assert expected
+        given_up += expected.chance_of(best) < 0.05
+    chance = chance_of_stopping(points, next_rows, 400, best, 0.95)
+    assert given_up / len(drawn) == pytest.approx(chance, abs=0.04)
+
+
+def test_where_nothing_can_be_known_the_next_training_is_worth_its_time() -> None:
+    assert chance_of_stopping([], 50, 400, 0.5, 0.95) == 1.0
+    near, far = (chance_of_stopping([Point(50, v, 0.05)], 100, 400, 0.9, 0.95) for v in (0.8, 0.02))
+    assert near < 0.02 and far > 0.9
+    assert chance_of_stopping([Point(50, 0.1, 0.05)], 100, 400, 0.0, 0.95) == 0.0
+    assert chance_of_stopping([Point(50, 0.9, 0.05)], 100, 400, 1.0, 0.95) == 1.0

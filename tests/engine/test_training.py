@@ -105,6 +105,17 @@ def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.Monke
     assert same(kept(tmp_path / "m"), steps[3]) and not same(steps[3], steps[7])
 
 
+@pytest.mark.parametrize(
+    ("epochs", "evaluated"), [(1.2, [0, 6]), (1.4, [0, 7]), (1.6, [0, 5, 8]), (2.0, [0, 5, 10])]
+)
+def test_no_evaluation_stands_just_before_the_last(
+    tmp_path: Path, epochs: float, evaluated: list[int]
+) -> None:
+    """Five steps an epoch, evaluated once: less than half of them later tells nothing new."""
+    result = learning.train(tmp_path / "m", epochs=epochs, evaluations_per_epoch=1)
+    assert [h["step"] for h in result.history] == evaluated
+
+
 def test_a_dev_loss_that_is_no_number_is_never_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,46 @@ def test_steps_are_nested_parts_and_never_test_rows(
     assert not list((decision.folder / "arms" / "lora").glob("step-*"))
 
 
+@pytest.mark.parametrize(
+    ("scores", "parts"),
+    [
+        ((0.5, 0.5, 0.5), 1),  # near the best: the next part is not likely to stop it
+        ((0.0, 0.3, 0.5), 2),  # far from it, and then not any more
+        ((0.0, 0.0, 0.0), 2),  # far from it, and then stopped
+    ],
+)
+def test_a_part_is_trained_on_where_it_may_save_more_than_it_takes(
+    project_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: tuple[float, ...],
+    parts: int,
+) -> None:
+    """Each step takes the same for a row, and tells the same of every dev row."""
+    tried: list[int] = []
+
+    def step(self: Any, task: Any, rows: int) -> dict[str, Any]:
+        tried.append(rows)
+        mean = scores[len(tried) - 1]
+        found = [float((i * 37) % 100 < 100 * mean) for i in range(len(task.dev))]
+        told = {"rows": rows, "dev_scores": found, "dev_loss": 1.0, "stopped": "finished"}
+        return told | {"seconds": rows / 10}
+
+    monkeypatch.setattr(Trained, "step", step)
+    monkeypatch.setattr(learning, "measuring_seconds", lambda *_: 1.0)
+    best = [float((i * 41) % 100 < 60) for i in range(100)]
+    monkeypatch.setattr(learning, "best_on_dev", lambda session, but: ("few-shot", best[:60]))
+    project = projects.write(
+        project_folder, projects.rows(400), arms=ARMS, data__dev=60, data__test=40
+    )
+    decision = tw.decide(project)
+    assert len(tried) == parts
+    assert bool(decision.record["stopped"]) == (scores[1] == 0.0)
+    said = [e["text"] for e in store.read_jsonl(RunFolder(decision.folder).events) if "text" in e]
+    not_worth = [text for text in said if "it is trained on all rows" in text]
+    assert bool(not_worth) != bool(decision.record["stopped"])
+    assert all(" rows next would stop it with a chance of 0." in text for text in not_worth)
+
+
 @pytest.mark.parametrize(("seconds", "parts"), [(1.0, False), (0.01, True)])
 def test_parts_are_left_out_where_there_is_time_for_the_whole_alone(
     project_folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, parts: bool
