@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tuneworthy.errors import ChatTemplateError
@@ -234,7 +235,7 @@ class ChatFormat:
     def _text_ids(self, text: str) -> list[int]:
         """Ids of plain text; a control token's text inside it never becomes that token."""
         ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
-        if any(index in self._control_ids for index in ids):
+        if not self._control_ids.isdisjoint(ids):
             # A marker that the tokenizer insists on: cut it behind its first letter.
             start, ids = 0, []
             for match in self._markers.finditer(text):
@@ -245,7 +246,7 @@ class ChatFormat:
             ids += self._encoder.encode(text[start:], add_special_tokens=False).ids
         return ids
 
-    @property
+    @cached_property
     def _control_ids(self) -> frozenset[int]:
         return frozenset(self._control.values()) - {self.tokenizer.unk_token_id}
 
