@@ -140,7 +140,7 @@ def test_steps_are_nested_parts_and_never_test_rows(
     [
         ((0.5, 0.5, 0.5), 1),  # near the best: the next part is not likely to stop it
         ((0.0, 0.3, 0.5), 2),  # far from it, and then not any more
-        ((0.0, 0.0, 0.0), 2),  # far from it, and then stopped
+        ((0.0, 0.0, 0.0), 3),  # far from it, until it is stopped
     ],
 )
 def test_a_part_is_trained_on_where_it_may_save_more_than_it_takes(

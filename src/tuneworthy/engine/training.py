@@ -222,7 +222,9 @@ class TrainingRun:
     def _due(self) -> bool:
         """Whether this step is evaluated: at even distances, and the last, but not one just before it."""
         left = self.total - self.step
-        return not left or (self.step % self.evaluate_every == 0 and 2 * left >= self.evaluate_every)
+        return not left or (
+            self.step % self.evaluate_every == 0 and 2 * left >= self.evaluate_every
+        )
 
     def _cool(self, deadline: float, step_seconds: float) -> None:
         """Begin to cool down where one more step as planned would leave too little time for it.
