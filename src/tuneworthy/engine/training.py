@@ -131,6 +131,7 @@ class TrainingRun:
                 "settings": asdict(self.settings),
                 "rows": [[row.ids, row.prompt_length] for row in (*self.rows, *self.dev)],
                 "packs": [learner.pack_tokens, learner.packed.packs, learner.packed.replaced],
+                "kernels": learner.packed.kernels and learner.packed.kernels.copies,
                 "format": str(learner.packed.causal.dtype),
                 "processes": learner.world.size,
                 "threads": torch.get_num_threads(),
