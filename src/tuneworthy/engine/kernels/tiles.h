@@ -144,6 +144,23 @@ void lay_lines(const T* lines, int64_t stride, int64_t count, int64_t depth, T* 
   }
 }
 
+// The next step of `count` columns: the numbers of a line, or pairs of two lines' numbers.
+inline void lay_step(const float* const* lines, int64_t count, float* to) {
+  std::memcpy(to, lines[0], count * sizeof(float));
+}
+inline void lay_step(const Bfloat16* const* lines, int64_t count, Bfloat16* to) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    Halves halves[2];
+    for (int j = 0; j < 2; j++) std::memcpy(&halves[j], lines[j] + i, sizeof halves[j]);
+    const Words pairs = __builtin_convertvector(halves[0], Words) |
+                        __builtin_convertvector(halves[1], Words) << 16;
+    std::memcpy(to + 2 * i, &pairs, sizeof pairs);
+  }
+  for (; i < count; i++)
+    for (int j = 0; j < 2; j++) to[2 * i + j] = lines[j][i];
+}
+
 // The columns of lines (count, width) as panels, with zeros where there is no column or line.
 template <typename T>
 void lay_columns(const T* lines, int64_t stride, int64_t count, int64_t width, T* panels) {
@@ -156,9 +173,8 @@ void lay_columns(const T* lines, int64_t stride, int64_t count, int64_t width, T
       const T* from[DEEP<T>];
       for (int j = 0; j < DEEP<T>; j++)
         from[j] = k + j < count ? lines + (k + j) * stride + start : nothing;
-      for (int64_t i = 0; i < some; i++)
-        for (int j = 0; j < DEEP<T>; j++) to[i * DEEP<T> + j] = from[j][i];
-      for (int64_t i = some * DEEP<T>; i < PANEL * DEEP<T>; i++) to[i] = T{};
+      lay_step(from, some, to);
+      std::memset(to + some * DEEP<T>, 0, (PANEL - some) * DEEP<T> * sizeof(T));
     }
   }
 }
