@@ -40,8 +40,10 @@ class Norm(torch.autograd.Function):
         unit, inverse, gain = ctx.saved_tensors
         grad_x = grad_gain = None
         if ctx.kernels:
-            x, unit = unit, unit * inverse.view(*unit.shape[:-1], 1).to(unit.dtype)
+            x = unit
         if ctx.needs_input_grad[1]:
+            if ctx.kernels:
+                unit = x * inverse.view(*x.shape[:-1], 1).to(x.dtype)
             grad_gain = (gradients[0] * unit).flatten(0, -2).sum(0, dtype=torch.float32)
             grad_gain = grad_gain.to(gain.dtype)
         if ctx.needs_input_grad[0] and ctx.kernels:
