@@ -17,9 +17,15 @@ from tests.engine.test_generation import prompts, said
 from tests.fakes import learning, tiny
 from tuneworthy.engine import adapters, beside, generation
 from tuneworthy.engine.adapters import quiet_peft
+from tuneworthy.engine.kernels import Kernels
 from tuneworthy.engine.runner import APART_AT_LEAST, Plain, Quick, opened
 
-KINDS = ("llama", "llama biased", "gemma2")
+KINDS = (
+    "llama",
+    "llama biased",
+    "gemma2",
+    "llama wide",
+)  # the last by kernels, where there are some
 
 
 def stored(folder: Path, kind: str, seed: int, method: str = "lora", **changes: Any) -> Path:
@@ -48,6 +54,24 @@ def alone(kind: str, folder: Path | None, asked: Sequence[list[int]]) -> list[li
     return said(Plain(model), asked)[0]
 
 
+def frozen(kind: str) -> Any:
+    """As the engine has it: weights may be kept in another order."""
+    return tiny.model(kind).requires_grad_(False)
+
+
+def _watched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each call for several layers with adapters beside them, whether tokens differ in theirs."""
+    calls, real = [], Kernels.layers
+
+    def layers(self: Kernels, *args: Any, beside: Any, sees_T_R: Any) -> torch.Tensor:
+        if beside is not None:
+            calls.append(sees_T_R is not None)
+        return real(self, *args, beside=beside, sees_T_R=sees_T_R)
+
+    monkeypatch.setattr(Kernels, "layers", layers)
+    return calls
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [0, 20, APART_AT_LEAST + 6])
 def test_rows_of_several_adapters_say_what_each_says_alone(
@@ -61,7 +85,8 @@ def test_rows_of_several_adapters_say_what_each_says_alone(
     ]
     wanted = {folder: alone(kind, folder, asked) for folder in folders}
     assert len({str(answers) for answers in wanted.values()}) == 3
-    model, together = tiny.model(kind), set()
+    model, together = frozen(kind), set()
+    beside_layers = _watched(monkeypatch)
     with opened(model) as running:
         assert isinstance(running, Quick) and running.adapts
         monkeypatch.setattr(running, "rows_at_most", 6)  # rows leave, others take their lines
@@ -79,13 +104,17 @@ def test_rows_of_several_adapters_say_what_each_says_alone(
         # And the base alone once more: nothing of them is left.
         assert said(running, asked)[0] == wanted[None]
     assert found == [wanted[folders[owner]][row] for row, owner in enumerate(owners)]
+    at_once = running.packed.replaced.get("layers at once", 0)
+    assert bool(beside_layers) == bool(at_once)  # mixed rows, too, where they mix
+    assert (True in beside_layers) == bool(at_once and shared < APART_AT_LEAST)
     assert max(together) == (3 if shared < APART_AT_LEAST else 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sixteen_bits_are_near_pefts_own(kind: str, tmp_path: Path) -> None:
-    folder, asked = stored(tmp_path / "a", kind, 1), prompts(9, shared=10)
-    model = tiny.model(kind).bfloat16()
+@pytest.mark.parametrize("rank", [3, 4])  # of two numbers at a time, and one left over
+def test_sixteen_bits_are_near_pefts_own(kind: str, rank: int, tmp_path: Path) -> None:
+    folder, asked = stored(tmp_path / "a", kind, 1, rank=rank), prompts(9, shared=10)
+    model = frozen(kind).bfloat16()
     with opened(model) as running:
         adapter = beside.load(model, folder)
         assert adapter

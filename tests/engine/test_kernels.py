@@ -461,7 +461,9 @@ def test_layers_that_go_through_in_one_call(
         pytest.skip("products go by oneDNN here")
     calls = []
     real = Kernels.layers
-    monkeypatch.setattr(Kernels, "layers", lambda *args: calls.append(1) or real(*args))
+    monkeypatch.setattr(
+        Kernels, "layers", lambda *args, **more: calls.append(1) or real(*args, **more)
+    )
     with runner.opened(model) as running:
         assert isinstance(running, runner.Quick) and running.kernels is own
         assert running.packed.replaced["layers at once"] == at_once

@@ -25,12 +25,20 @@ MIXTURES = 4
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
     """A (R, I) and s·B (O, R) of each linear layer that it adds to, in the base's number format."""
 
     rank: int
     parts: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]
+
+    def part(self, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a layer; zeros for one that it adds nothing to."""
+        if module in self.parts:
+            return self.parts[module]
+        weight: Any = module.weight
+        down_R_I = weight.new_zeros(self.rank, weight.shape[1])
+        return down_R_I, weight.new_zeros(weight.shape[0], self.rank)
 
 
 def load(model: Any, folder: Path) -> Adapter | None:
@@ -99,7 +107,7 @@ class Beside:
         if found not in self._joined:
             parts = {}
             for module in {module: None for adapter in found for module in adapter.parts}:
-                each = [_part(adapter, module) for adapter in found]
+                each = [adapter.part(module) for adapter in found]
                 parts[module] = (
                     torch.cat([down for down, _ in each]),
                     torch.cat([up for _, up in each], 1),
@@ -110,9 +118,11 @@ class Beside:
         return self._joined[found]
 
     @property
-    def busy(self) -> bool:
-        """Whether something goes on beside any layer in this pass."""
-        return self._now is not None
+    def under_way(self) -> tuple[Adapter | None, torch.Tensor | None]:
+        """What goes beside the layers in this pass; and, where tokens go through different ranks
+        of it, 1 for each that a token goes through, 0 for the others: (T, R).
+        """
+        return self._now, self._sees_T_R
 
     def touches(self, *modules: nn.Module) -> bool:
         """Whether something goes on beside one of these layers in this pass."""
@@ -128,12 +138,3 @@ class Beside:
             low_T_R *= self._sees_T_R
         output.view(-1, output.shape[-1]).addmm_(low_T_R, up_O_R.t())
         return output
-
-
-def _part(adapter: Adapter, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    if module in adapter.parts:
-        return adapter.parts[module]
-    weight: Any = module.weight  # another adapter's layer: nothing is added
-    return weight.new_zeros(adapter.rank, weight.shape[1]), weight.new_zeros(
-        weight.shape[0], adapter.rank
-    )

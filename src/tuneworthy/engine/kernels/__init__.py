@@ -30,6 +30,7 @@ from tuneworthy.engine.kernels.structures import (
     SIGNATURES,
     Adapted,
     Layer,
+    LowRank,
     Pack,
     Rows,
     Weights,
@@ -307,13 +308,21 @@ class Kernels:
         rotary: Rotary,
         rows: Rows,
         beginning: tuple[torch.Tensor, torch.Tensor] | None,
+        beside: ctypes.Array[LowRank] | None = None,
+        sees_T_R: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states (…, C) behind several plain layers, in place."""
-        assert x.is_contiguous()
+        """Hidden states (…, C) behind several plain layers, in place.
+
+        `beside` are the low-rank parts of each one's products, in their order; `sees` is 0 where a
+        token goes through none of a rank.
+        """
+        assert x.is_contiguous() and (sees_T_R is None or sees_T_R.is_contiguous())
         self._run["layers", x.dtype](
             *(ctypes.addressof(layers), len(layers), ctypes.addressof(rows)),
             *(x.data_ptr(), x.shape[-1], *_turning(rotary, x.dtype)),
             *((None, None) if beginning is None else (part.data_ptr() for part in beginning)),
+            None if beside is None else ctypes.addressof(beside),
+            *((None, 0) if sees_T_R is None else (sees_T_R.data_ptr(), sees_T_R.shape[1])),
             torch.get_num_threads(),
         )
         return x

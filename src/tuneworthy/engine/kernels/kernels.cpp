@@ -65,9 +65,10 @@
   }                                                                                                \
   void layers_##NAME(const Layer* all, int64_t count, const Rows* rows, T* x, int64_t width,       \
                      const T* cos, const T* sin, int64_t turn_stride, const T* before_keys,        \
-                     const T* before_values, int threads) {                                        \
-    layers(all, count, *rows, x, width, cos, sin, turn_stride, before_keys, before_values,         \
-           threads);                                                                               \
+                     const T* before_values, const LowRank* beside, const T* sees, int64_t rank,   \
+                     int threads) {                                                                \
+    layers(all, count, *rows, x, width, cos, sin, turn_stride, before_keys, before_values, beside, \
+           Sees<T>{sees, rank}, threads);                                                          \
   }                                                                                                \
   int multiplies_##NAME() { return multiplies<T>(); }                                              \
   void product_##NAME(const T* x, int64_t x_stride, int64_t lines, int64_t depth, const T* panels, \

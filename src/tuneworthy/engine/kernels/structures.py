@@ -38,6 +38,15 @@ class Layer(ctypes.Structure):
     )
 
 
+class LowRank(ctypes.Structure):
+    """What goes beside one product of a layer (in whole.h)."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("downs", "ups")),
+        ("ranks", ctypes.c_int64),
+    )
+
+
 class Adapted(ctypes.Structure):
     """A frozen linear layer with a low-rank part beside it (in adapted.h)."""
 
@@ -86,7 +95,7 @@ SIGNATURES = {
     "attend": "pnnxppppi",
     "lay": "pnnnipi",
     "product": "pnnnpnpippni",
-    "layers": "pnppnppnppi",
+    "layers": "pnppnppnppppni",
     "adapt": "pnpnnppi",
     "adapt_back": "pnpppnnpppi",
     "learn": "ppppppi",
