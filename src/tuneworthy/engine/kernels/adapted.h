@@ -23,36 +23,23 @@ struct Adapted {
 
 namespace {
 
-// 32-bit numbers times `scale` as they are computed with.
+// Bs × `scale` as panels of their lines, (N, R).
 template <typename T>
-std::vector<T> rounded(const float* numbers, int64_t count, float scale) {
-  std::vector<T> found(count);
-  store_line(found.data(), numbers, count, scale);
-  return found;
-}
-
-template <typename T>
-std::vector<T> panels_of_lines(const std::vector<T>& lines, int64_t count, int64_t depth) {
-  std::vector<T> panels(whole_panels(count) * depth);
-  lay_lines(lines.data(), depth, count, depth, panels.data());
-  return panels;
-}
-template <typename T>
-std::vector<T> panels_of_columns(const std::vector<T>& lines, int64_t count, int64_t width) {
-  std::vector<T> panels(whole_panels(width) * whole_steps<T>(count));
-  lay_columns(lines.data(), width, count, width, panels.data());
+Room<T> up_lines(const Adapted& layer) {
+  Room<T> lines(layer.width * layer.rank), panels(whole_panels(layer.width) * layer.rank);
+  store_line(lines.data(), layer.up_NR, layer.width * layer.rank, layer.scale);
+  lay_lines(lines.data(), layer.rank, layer.width, layer.rank, panels.data());
   return panels;
 }
 
-// The layers' As, one below the other.
+// The same of their columns.
 template <typename T>
-std::vector<T> all_downs(const Adapted* layers, int64_t count, int64_t depth) {
-  std::vector<T> downs;
-  for (int64_t i = 0; i < count; i++) {
-    const auto down = rounded<T>(layers[i].down_RK, layers[i].rank * depth, 1.0f);
-    downs.insert(downs.end(), down.begin(), down.end());
-  }
-  return downs;
+Room<T> up_columns(const Adapted& layer) {
+  Room<T> lines(layer.width * layer.rank);
+  Room<T> panels(whole_panels(layer.rank) * whole_steps<T>(layer.width));
+  store_line(lines.data(), layer.up_NR, layer.width * layer.rank, layer.scale);
+  lay_columns(lines.data(), layer.rank, layer.width, layer.rank, panels.data());
+  return panels;
 }
 
 inline int64_t all_ranks(const Adapted* layers, int64_t count) {
@@ -61,34 +48,46 @@ inline int64_t all_ranks(const Adapted* layers, int64_t count) {
   return ranks;
 }
 
-// Each layer's y, and x·Aᵀ of all layers side by side into `low` (M, ranks).
+// The layers' As, one below the other, (ranks, K).
+template <typename T>
+Room<T> all_downs(const Adapted* layers, int64_t count, int64_t depth) {
+  Room<T> downs(all_ranks(layers, count) * depth);
+  T* to = downs.data();
+  for (int64_t i = 0; i < count; to += layers[i++].rank * depth)
+    store_line(to, layers[i].down_RK, layers[i].rank * depth, 1.0f);
+  return downs;
+}
+
+// Each layer's y, and x·Aᵀ of all layers side by side into `low` (M, ranks). `plus` is added to y.
 template <typename T>
 void adapt(const Adapted* layers, int64_t count, const T* x_MK, int64_t lines, int64_t depth,
-           T* low, void* const* outputs, int threads) {
+           T* low, void* const* outputs, const T* plus, int threads) {
   const int64_t ranks = all_ranks(layers, count);
-  const auto downs = panels_of_lines(all_downs<T>(layers, count, depth), ranks, depth);
+  Room<T> downs(whole_panels(ranks) * depth);
+  lay_lines(all_downs<T>(layers, count, depth).data(), depth, ranks, depth, downs.data());
   product(x_MK, depth, lines, depth, downs.data(), ranks, nullptr, PLAIN,
           static_cast<const T*>(nullptr), low, ranks, threads);
   int64_t at = 0;
   for (int64_t i = 0; i < count; i++) {
     const Adapted& layer = layers[i];
-    const auto up = panels_of_lines(
-        rounded<T>(layer.up_NR, layer.width * layer.rank, layer.scale), layer.width, layer.rank);
+    const auto up = up_lines<T>(layer);
     const Stage<T> stages[] = {
         {x_MK, depth, static_cast<const T*>(layer.lines), depth, nullptr},
         {low + at, ranks, up.data(), layer.rank, nullptr},
     };
-    product(stages, 2, lines, layer.width, layer.bias, PLAIN, static_cast<const T*>(nullptr),
+    product(stages, 2, lines, layer.width, layer.bias, plus ? ADDED : PLAIN, plus,
             static_cast<T*>(outputs[i]), layer.width, threads);
     at += layer.rank;
   }
 }
 
 template <typename T>
-std::vector<T> turned_over(const T* lines, int64_t stride, int64_t count, int64_t width) {
+Room<T> turned_over(const T* lines, int64_t stride, int64_t count, int64_t width) {
   const int64_t steps = whole_steps<T>(count);
-  std::vector<T> turned(width * steps);
+  Room<T> turned(width * steps);
   turn_over(lines, stride, count, width, turned.data(), steps);
+  for (int64_t j = 0; j < width; j++)
+    std::fill(turned.data() + j * steps + count, turned.data() + (j + 1) * steps, T{});
   return turned;
 }
 
@@ -100,7 +99,7 @@ void sum_over_lines(const T* left, int64_t few, const T* right_MN, int64_t lines
   const int64_t steps = whole_steps<T>(lines), most = tile_lines(few);
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<T> panel(steps * PANEL);
+    Room<T> panel(steps * PANEL);
     float sums[TILE * PANEL];
 #pragma omp for schedule(static)
     for (int64_t start = 0; start < width; start += PANEL) {
@@ -126,14 +125,13 @@ void adapt_back(const Adapted* layers, int64_t count, const void* const* gradien
                 const T* low, int64_t lines, int64_t depth, T* grad_x, float* grad_downs,
                 float* const* grad_ups, int threads) {
   const int64_t ranks = all_ranks(layers, count);
-  std::vector<T> grad_low(lines * ranks);
+  Room<T> grad_low(lines * ranks);
   std::vector<Stage<T>> stages;
   int64_t at = 0;
   for (int64_t i = 0; i < count; i++) {
     const Adapted& layer = layers[i];
     const T* gradient = static_cast<const T*>(gradients[i]);
-    const auto up = panels_of_columns(
-        rounded<T>(layer.up_NR, layer.width * layer.rank, layer.scale), layer.width, layer.rank);
+    const auto up = up_columns<T>(layer);
     product(gradient, layer.width, lines, layer.width, up.data(), layer.rank, nullptr, PLAIN,
             static_cast<const T*>(nullptr), grad_low.data() + at, ranks, threads);
     const auto low_RM = turned_over(low + at, ranks, lines, layer.rank);
@@ -146,7 +144,8 @@ void adapt_back(const Adapted* layers, int64_t count, const void* const* gradien
   const auto grad_RM = turned_over(grad_low.data(), ranks, lines, ranks);
   sum_over_lines(grad_RM.data(), ranks, x_MK, lines, depth, 1.0f, false, grad_downs, threads);
   if (!grad_x) return;  // nothing is computed below the lowest trainable layer
-  const auto downs = panels_of_columns(all_downs<T>(layers, count, depth), ranks, depth);
+  Room<T> downs(whole_panels(depth) * whole_steps<T>(ranks));
+  lay_columns(all_downs<T>(layers, count, depth).data(), depth, ranks, depth, downs.data());
   stages.push_back({grad_low.data(), ranks, downs.data(), whole_steps<T>(ranks), nullptr});
   product(stages.data(), int(stages.size()), lines, depth, nullptr, PLAIN,
           static_cast<const T*>(nullptr), grad_x, depth, threads);

@@ -79,7 +79,7 @@
   }                                                                                                \
   void adapt_##NAME(const Adapted* layers, int64_t count, const T* x, int64_t lines,               \
                     int64_t depth, T* low, void* const* outputs, int threads) {                    \
-    adapt(layers, count, x, lines, depth, low, outputs, threads);                                  \
+    adapt(layers, count, x, lines, depth, low, outputs, static_cast<const T*>(nullptr), threads);  \
   }                                                                                                \
   void adapt_back_##NAME(const Adapted* layers, int64_t count, const void* const* gradients,       \
                          const T* x, const T* low, int64_t lines, int64_t depth, T* grad_x,        \

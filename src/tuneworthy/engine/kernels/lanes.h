@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -105,6 +106,18 @@ inline Floats exp_lanes(Floats x) {
   return (Floats)(~tiny & (Ints)(p * power));
 #endif
 }
+
+// Room for numbers, which are not zeroed first.
+template <typename T>
+class Room {
+ public:
+  explicit Room(int64_t count) : held(new T[count]) {}
+  T* data() { return held.get(); }
+  const T* data() const { return held.get(); }
+
+ private:
+  std::unique_ptr<T[]> held;
+};
 
 constexpr float HIDDEN = -std::numeric_limits<float>::infinity();
 

@@ -69,7 +69,7 @@ void layers(const Layer* all, int64_t count, const Rows& rows, T* x, int64_t wid
   for (int64_t i = 0; beside && i < count * LAYER_PRODUCTS; i++)
     ranks = std::max(ranks, beside[i].ranks);
   const int64_t wide = std::max(three, inner);
-  std::vector<T> normed(tokens * width), some(tokens * wide), turned(tokens * queries),
+  Room<T> normed(tokens * width), some(tokens * wide), turned(tokens * queries),
       found(tokens * queries), low(tokens * ranks);
   for (int64_t i = 0; i < count; i++) {
     const Layer& layer = all[i];
