@@ -46,12 +46,16 @@ class OwnLowRank:
         """Whether these kernels are the quickest way for so many tokens."""
         return x.dtype == self.dtype and x.numel() // x.shape[-1] <= self.most
 
-    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def parameters(self) -> list[torch.Tensor]:
+        """As and Bs in turn."""
         parameters = []
         for module in self.modules:
             [name] = module.lora_A
             parameters += [module.lora_A[name].weight, module.lora_B[name].weight]
-        outputs: tuple[torch.Tensor, ...] = _Adapting.apply(x, self, *parameters)
+        return parameters
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = _Adapting.apply(x, self, *self.parameters())
         return outputs
 
     def layers(self, parameters: Sequence[torch.Tensor]) -> ctypes.Array[structures.Adapted]:
@@ -102,10 +106,11 @@ def low_rank(quick: Kernels | None, modules: Sequence[Any]) -> OwnLowRank | None
     """
     if quick is None or len(modules) > MOST_LAYERS:
         return None
-    return OwnLowRank(quick, modules) if all(_multiplied(quick, m) for m in modules) else None
+    return OwnLowRank(quick, modules) if all(multiplied(quick, m) for m in modules) else None
 
 
-def _multiplied(quick: Kernels, module: Any) -> bool:
+def multiplied(quick: Kernels, module: Any) -> bool:
+    """Whether kernels multiply by such a layer's weights and its low-rank part's."""
     [name], weight = module.lora_A, module.base_layer.weight
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
     if not quick.multiplies(weight) or {down.dtype, up.dtype} != {torch.float32}:
@@ -122,7 +127,7 @@ def copies(model: Any) -> int:
     weights = [
         module.base_layer.weight
         for module in model.modules()
-        if plain_lora(module) and _multiplied(quick, module)
+        if plain_lora(module) and multiplied(quick, module)
     ]
     return COPIES * sum(weight.numel() * weight.element_size() for weight in weights)
 

@@ -23,6 +23,8 @@ from tuneworthy.engine.beside import Beside
 from tuneworthy.engine.functions import LowRank, Norm, SiLUTimes
 from tuneworthy.engine.hardware import liger
 from tuneworthy.engine.kernels import Kernels
+from tuneworthy.engine.learned import OwnLayer
+from tuneworthy.engine.packed import OwnPlans
 from tuneworthy.engine.whole import Plain, Whole
 
 COPIES = 3
@@ -261,12 +263,16 @@ def _layer(
             (_gated, module.mlp, "down_proj"),
         )
     )
-    if not (is_last or adds):
+    own = None if is_last or beside is not None else _learned(module, kernels)
+    if not (is_last or adds or own):
         return None
 
     def forward(
         self: Any, hidden_states: torch.Tensor, *args: Any, pack: Attending, **kwargs: Any
     ) -> torch.Tensor:
+        rotary = kwargs["position_embeddings"]
+        if own and isinstance(pack, OwnPlans) and own.suits(hidden_states, rotary):
+            return own(hidden_states, rotary, pack)
         x, normed = hidden_states, self.input_layernorm(hidden_states)
         if adds:
             x, _ = self.self_attn(normed, pack=pack, plus=x, **kwargs)
@@ -280,6 +286,32 @@ def _layer(
         return output
 
     return forward
+
+
+def _learned(module: Any, kernels: Kernels | None) -> OwnLayer | None:
+    """A decoder layer, if all that it learns is plain LoRA beside each linear layer."""
+    attention, block = module.self_attn, module.mlp
+    if (
+        kernels is None
+        or _attention(attention, None, kernels) is None
+        or hasattr(attention, "q_norm")
+    ):
+        return None
+    if _gated(block, None, kernels) is None or not _is_silu(block.act_fn):
+        return None
+    linear = [getattr(attention, f"{name}_proj") for name in "qkvo"]
+    linear += [block.gate_proj, block.up_proj, block.down_proj]
+    if not all(adapted.plain_lora(part) and adapted.multiplied(kernels, part) for part in linear):
+        return None
+    norms = (module.input_layernorm, module.post_attention_layernorm)
+    parts = [_norm_parts(norm) for norm in norms]
+    if None in parts or any(norm.weight.requires_grad for norm in norms):
+        return None
+    epsilons, pluses = zip(*(part for part in parts if part))
+    gains = [_gain(norm, plus) for norm, plus in zip(norms, pluses)]
+    return OwnLayer(
+        kernels, (gains[0], gains[1]), epsilons, _how(attention), attention.head_dim, linear
+    )
 
 
 def _plain(module: Any, beside: Beside, kernels: Kernels) -> Plain | None:

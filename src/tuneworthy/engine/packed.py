@@ -8,7 +8,7 @@ import torch
 
 from tuneworthy.engine import packing
 from tuneworthy.engine.attention import LayerAttention
-from tuneworthy.engine.kernels import Kernels, Rotary
+from tuneworthy.engine.kernels import Kernels, Rotary, Turning
 from tuneworthy.engine.kernels.structures import Pack
 
 
@@ -22,8 +22,9 @@ class OwnPlans:
         own = [len(row.ids) - pack.prefix for row in pack.order]
         lengths = torch.tensor([0, *([pack.prefix] if pack.prefix else []), *own])
         self._starts_R = lengths.cumsum(0)
-        self._prefix, self._heads = pack.prefix, config.num_attention_heads
-        self._kv_heads = getattr(config, "num_key_value_heads", None) or self._heads
+        self._prefix, self.heads = pack.prefix, config.num_attention_heads
+        self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
+        self._turning: tuple[Rotary, Turning] | None = None
 
     def attend(
         self,
@@ -39,11 +40,18 @@ class OwnPlans:
         output: torch.Tensor = _Attending.apply(query, key, value, rotary, how, self)
         return output
 
+    def turning(self, rotary: Rotary, dtype: torch.dtype) -> Turning:
+        """The rotary embedding (1, T, D), which is the same for all layers, there and back."""
+        if self._turning is None or self._turning[0] is not rotary:
+            cos, sin = (part[0].to(dtype).contiguous() for part in rotary)
+            self._turning = rotary, (cos, sin, -sin)
+        return self._turning[1]
+
     def pack(self, how: LayerAttention, width: int) -> Pack:
         """As the kernels see it in layers of one kind."""
         starts_R = self._starts_R
         return Pack(
-            *(len(starts_R) - 1, self._prefix, self._heads, self._kv_heads, width),
+            *(len(starts_R) - 1, self._prefix, self.heads, self.kv_heads, width),
             *(how.window or 0, starts_R.data_ptr(), how.softcap or 0.0),
         )
 

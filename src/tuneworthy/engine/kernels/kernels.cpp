@@ -7,6 +7,7 @@
 #include "adapted.h"
 #include "attention.h"
 #include "layers.h"
+#include "learned.h"
 #include "packs.h"
 #include "products.h"
 #include "vocabulary.h"
@@ -20,7 +21,8 @@
   }                                                                                                \
   void norm_back_##NAME(const T* gradient, const T* x, const float* inverses, const float* gain,   \
                         T* out, int64_t rows, int64_t width, int threads) {                        \
-    norm_back(gradient, x, inverses, gain, out, rows, width, threads);                             \
+    const T* plus = nullptr;                                                                       \
+    norm_back(gradient, x, inverses, gain, plus, out, rows, width, threads);                       \
   }                                                                                                \
   void gate_##NAME(const T* gates, const T* ups, T* out, int64_t count, int threads) {             \
     gate(gates, ups, out, count, threads);                                                         \
@@ -96,6 +98,19 @@
                          T* grad_keys, T* grad_values, int threads) {                              \
     learn_back(*pack, queries, keys, values, out, sums, grad_out, grad_queries, grad_keys,         \
                grad_values, threads);                                                              \
+  }                                                                                                \
+  void layer_there_##NAME(const Learned* layer, const Pack* pack, int64_t tokens, const T* x,      \
+                          const T* cos, const T* sin, const T* back, int64_t turn_stride,          \
+                          T* numbers, float* floats, T* out, int threads) {                        \
+    layer_there(*layer, *pack, tokens, x, Turning<T>{cos, sin, back, turn_stride}, numbers,        \
+                floats, out, threads);                                                             \
+  }                                                                                                \
+  void layer_back_##NAME(const Learned* layer, const Pack* pack, int64_t tokens, const T* x,       \
+                         const T* cos, const T* sin, const T* back, int64_t turn_stride,           \
+                         T* numbers, float* floats, const T* gradient, T* grad_x,                  \
+                         float* const* grads, int threads) {                                       \
+    layer_back(*layer, *pack, tokens, x, Turning<T>{cos, sin, back, turn_stride}, numbers, floats, \
+               gradient, grad_x, grads, threads);                                                  \
   }
 
 extern "C" {

@@ -31,13 +31,14 @@ void norm(const T* x, int64_t stride, const float* gain, T* out, float* inverses
 }
 
 // Gradient of the norm's input: with u = x · inverse and g = gradient · gain it is
-// (g − u · mean(g · u)) · inverse.
+// (g − u · mean(g · u)) · inverse. `plus`, if there is one, is added to it.
 template <typename T>
-void norm_back(const T* gradient, const T* x, const float* inverses, const float* gain, T* out,
-               int64_t rows, int64_t width, int threads) {
+void norm_back(const T* gradient, const T* x, const float* inverses, const float* gain,
+               const T* plus, T* out, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < rows; row++) {
     const T *g = gradient + row * width, *from = x + row * width;
+    const T* more = plus ? plus + row * width : nullptr;
     T* to = out + row * width;
     const float inverse = inverses[row];
     Floats along = {};
@@ -47,11 +48,13 @@ void norm_back(const T* gradient, const T* x, const float* inverses, const float
       along += load_lanes(g + i) * load_lanes(gain + i) * load_lanes(from + i);
     for (; i < width; i++) rest += load(g + i) * gain[i] * load(from + i);
     const float share = (sum(along) + rest) * inverse * inverse / width;
-    for (i = 0; i + LANES <= width; i += LANES)
-      save_lanes(to + i, (load_lanes(g + i) * load_lanes(gain + i) -
-                          load_lanes(from + i) * share) * inverse);
+    for (i = 0; i + LANES <= width; i += LANES) {
+      const Floats lanes = load_lanes(g + i) * load_lanes(gain + i) - load_lanes(from + i) * share;
+      save_lanes(to + i, more ? lanes * inverse + load_lanes(more + i) : lanes * inverse);
+    }
     for (; i < width; i++)
-      save(to + i, (load(g + i) * gain[i] - load(from + i) * share) * inverse);
+      save(to + i, (load(g + i) * gain[i] - load(from + i) * share) * inverse +
+                       (more ? load(more + i) : 0.0f));
   }
 }
 

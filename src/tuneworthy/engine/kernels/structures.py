@@ -47,6 +47,10 @@ class LowRank(ctypes.Structure):
     )
 
 
+LEARNED_PARTS = 7
+"""Linear layers of a decoder layer: queries, keys, values, their output, gate, up, down."""
+
+
 class Adapted(ctypes.Structure):
     """A frozen linear layer with a low-rank part beside it (in adapted.h)."""
 
@@ -54,6 +58,16 @@ class Adapted(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("lines", "columns", "bias", "down_RK", "up_NR")),
         *((name, ctypes.c_int64) for name in ("width", "rank")),
         ("scale", ctypes.c_float),
+    )
+
+
+class Learned(ctypes.Structure):
+    """A decoder layer of the plain kind that is learned with (in learned.h)."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("norm", "second_norm")),
+        *(("parts", Adapted * LEARNED_PARTS), ("width", ctypes.c_int64)),
+        *((name, ctypes.c_float) for name in ("epsilon", "second_epsilon", "scale")),
     )
 
 
@@ -100,6 +114,8 @@ SIGNATURES = {
     "adapt_back": "pnpppnnpppi",
     "learn": "ppppppi",
     "learn_back": "ppppppppppi",
+    "layer_there": "ppnppppnpppi",
+    "layer_back": "ppnppppnpppppi",
     "multiplies": "",
 }
 """What each function of kernels.cpp takes: addresses, whole numbers, real ones, threads."""
