@@ -37,6 +37,7 @@ class OwnLayer:
         self.quick, self.gains, self.epsilons, self.how = quick, gains, epsilons, how
         self.head_width, self.low_rank = head_width, OwnLowRank(quick, linear)
         self.width, self.inner = len(gains[0]), linear[-1].in_features
+        self.ranks = sum(len(down) for down in self.low_rank.parameters()[::2])
 
     def suits(self, x: torch.Tensor, rotary: Rotary) -> bool:
         """Whether this pass can go through all of it at once."""
@@ -57,10 +58,9 @@ class OwnLayer:
 
     def room(self, x_1_T_C: torch.Tensor, pack: OwnPlans) -> tuple[torch.Tensor, torch.Tensor]:
         """For what the way back needs of each token, as `Kept` of learned.h cuts it up."""
-        tokens, heads, kv_heads = x_1_T_C.shape[1], pack.heads, pack.kv_heads
-        ranks = sum(len(down) for down in self.low_rank.parameters()[::2])
-        numbers = 3 * self.width + 2 * (heads + kv_heads) * self.head_width + 3 * self.inner + ranks
-        return x_1_T_C.new_empty(tokens * numbers), torch.empty(tokens * (2 + heads))
+        tokens, heads = x_1_T_C.shape[1], 2 * (pack.heads + pack.kv_heads)
+        numbers = 3 * (self.width + self.inner) + heads * self.head_width + self.ranks
+        return x_1_T_C.new_empty(tokens * numbers), torch.empty(tokens * (2 + pack.heads))
 
 
 class _Through(torch.autograd.Function):

@@ -214,7 +214,8 @@ class Learner:
 
     def step(self, rows: Sequence[TokenRow], rate: float) -> tuple[float, int]:
         """One optimizer step at a learning rate; mean loss per label token, tokens computed."""
-        self.packed.train()
+        if not self.packed.training:  # it goes through thousands of modules
+            self.packed.train()
         labels = sum(row.labels for row in rows)
         total, computed = 0.0, 0
         for pack, weight in self._packs(rows):

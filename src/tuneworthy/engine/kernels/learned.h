@@ -106,15 +106,16 @@ void layer_back(const Learned& layer, const Pack& pack, int64_t tokens, const T*
     adapt_back(layer.parts + first, count, gradients.begin(), in, low, tokens, depth, out,
                grads[2 * first], ups, threads);
   };
-  Room<T> grad_inner(tokens * inner), grad_gate(tokens * inner), grad_up(tokens * inner);
+  Room<T> grad_inner(tokens * inner), grad_up(tokens * inner);
   Room<T> grad_normed(tokens * width), grad_after(tokens * width);
   back(DOWN, 1, {gradient}, kept.inner_TI, kept.low_down, inner, grad_inner.data());
-  gate_back(grad_inner.data(), kept.gate_TI, kept.up_TI, grad_gate.data(), grad_up.data(),
-            tokens * inner, threads);
-  back(GATE, 2, {grad_gate.data(), grad_up.data()}, kept.second_normed_TC, kept.low_gate, width,
+  T* grad_gate = grad_inner.data();  // in its place
+  gate_back(grad_inner.data(), kept.gate_TI, kept.up_TI, grad_gate, grad_up.data(), tokens * inner,
+            threads);
+  back(GATE, 2, {grad_gate, grad_up.data()}, kept.second_normed_TC, kept.low_gate, width,
        grad_normed.data());
-  norm_back(grad_normed.data(), static_cast<const T*>(kept.after_TC), kept.second_inverses_T,
-            layer.second_norm, gradient, grad_after.data(), tokens, width, threads);
+  norm_back<T>(grad_normed.data(), kept.after_TC, kept.second_inverses_T,
+               layer.second_norm, gradient, grad_after.data(), tokens, width, threads);
   Room<T> grad_found(tokens * queries), grad_queries(tokens * queries);
   Room<T> grad_keys(tokens * keys), grad_values(tokens * keys);
   back(OUT, 1, {grad_after.data()}, kept.found_THD, kept.low_out, queries, grad_found.data());
