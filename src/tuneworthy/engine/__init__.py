@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,9 +98,18 @@ def _open_weights(
     else:
         from tuneworthy.engine.local import LocalEngine
 
+        _settle()
         opened = LocalEngine(located, say)
     opened.base = replace(opened.base, details={**opened.base.details, "engine_why": why})
     return opened
+
+
+@cache
+def _settle() -> None:
+    """Spare the garbage collector what was imported: it stays, and to look through it takes longer
+    than to load a small model.
+    """
+    gc.freeze()
 
 
 def open_embedder(base: str, say: Callable[[str], None]) -> Embedder:

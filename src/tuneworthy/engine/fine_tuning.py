@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from tuneworthy.engine import adapted, adapters, memory
 from tuneworthy.engine.hardware import NumberFormat, kept_memory, liger
-from tuneworthy.engine.learner import Learner, PackedModel, trusted
+from tuneworthy.engine.learner import Agreed, Learner, PackedModel, trusted
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow, shared_prefix
 from tuneworthy.engine.training import TrainingRun, labelled
@@ -35,11 +35,13 @@ def fine_tune(
     tokenizer: Any,
     report: Report,
     deadline: float | None,
+    agreed: Agreed | None = None,
 ) -> TrainingResult:
     """Train on rows of ids; the weights with the lowest dev loss are left in `folder`.
 
-    `release` frees the base that answers before another is loaded. Raises ModelError where the
-    method or the memory does not allow it, TrainingDiverged if the loss is no longer a number.
+    `release` frees the base that answers before another is loaded; `agreed` remembers which methods
+    were compared with the model's own forward. Raises ModelError where the method or the memory does
+    not allow it, TrainingDiverged if the loss is no longer a number.
     """
     rows, dev = labelled(train), labelled(dev)
     world = join()
@@ -48,16 +50,10 @@ def fine_tune(
         sharded = world.size > 1 and shards(settings)
         model, exact = _load(located, number_format, settings, sharded)
         model = adapters.prepare(model, settings)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        longest = max(len(row.ids) for row in (*rows, *dev))
-        device = torch.device(number_format.device)
-        room = memory.available(device)
-        fit = memory.fit(
-            *(_causal(model), trained, longest, room, settings.method),
-            shared=shared_prefix(rows),
-            copies=adapted.copies(model),
+        fit, what = _fitted(model, settings, rows, dev)
+        packed = stack.enter_context(
+            trusted(model, rows, copies=fit.copies, agreed=agreed, what=what)
         )
-        packed = stack.enter_context(trusted(model, rows, copies=fit.copies))
         if fit.checkpointing:
             _compute_twice(model)
         if sharded:
@@ -82,6 +78,20 @@ def fine_tune(
         # A full model is a base of its own: it needs its tokenizer beside it.
         tokenizer.save_pretrained(folder)
     return result
+
+
+def _fitted(
+    model: Any, settings: TrainingSettings, rows: Sequence[TokenRow], dev: Sequence[TokenRow]
+) -> tuple[memory.Fit, Hashable]:
+    """How training is cut to fit in memory; and all that its way through the model depends on."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    longest, shared = max(len(row.ids) for row in (*rows, *dev)), shared_prefix(rows)
+    fit = memory.fit(
+        *(_causal(model), trained, longest, memory.available(model.device), settings.method),
+        shared=shared,
+        copies=adapted.copies(model),
+    )
+    return fit, ("training", settings.method, trained, fit.copies, shared > 0)
 
 
 def _causal(model: Any) -> Any:

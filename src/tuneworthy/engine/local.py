@@ -26,6 +26,7 @@ from tuneworthy.engine import (
     runner,
 )
 from tuneworthy.engine.generation import OnText, Row, Scheduler, row_seed
+from tuneworthy.engine.learner import Agreed
 from tuneworthy.engine.models import Located, load_causal
 from tuneworthy.engine.packing import TokenRow
 from tuneworthy.engine.runner import Runner
@@ -59,6 +60,7 @@ class LocalEngine:
         self.format = hardware.number_format()
         self.chat = located.chat()
         self._loaded: _Loaded | None = None
+        self._agreed = Agreed()
         self._open = ExitStack()
         # Also at the end of the program, while there still are modules to do it with.
         weakref.finalize(self, self._open.close)
@@ -285,6 +287,7 @@ class LocalEngine:
             settings,
             folder,
             tokenizer=self.chat.tokenizer,
+            agreed=self._agreed,
             report=report,
             deadline=deadline,
         )
@@ -328,7 +331,9 @@ class LocalEngine:
     def _opened(self, weights: Weights | None) -> Runner:
         """The base, or a model with weights of its own, on its way of answering; the last is kept."""
         if self._runner is None or self._loaded is None or self._loaded.key != _key(weights):
-            self._runner = self._open.enter_context(runner.opened(self._model(weights)))
+            model, what = self._model(weights), ("answers", _key(weights))
+            opened = runner.opened(model, agreed=self._agreed, what=what)
+            self._runner = self._open.enter_context(opened)
             if weights is None:
                 self._adapts = self._runner.adapts
         return self._runner

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tests.fakes import learning, tiny
-from tuneworthy.engine import attention, layers
-from tuneworthy.engine.learner import Learner, trusted
+from tuneworthy.engine import attention, layers, runner
+from tuneworthy.engine import learner as learner_module
+from tuneworthy.engine.learner import Agreed, Learner, trusted
 from tuneworthy.engine.world import World
 from tuneworthy.errors import ModelError
 
@@ -55,6 +56,55 @@ def test_known_layers_are_replaced_while_training_and_no_longer() -> None:
 def test_wrong_layers_give_way_to_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "attend", scaled(layers.attend))
     learns(tiny.model(), True, NONE)
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[int]:
+    """Lengths of the rows that go through the model's own forward, to be compared with."""
+    compared, real = [], module._own_logits
+
+    def own_logits(packed: Any, row: Any) -> torch.Tensor:
+        compared.append(len(row.ids if module is learner_module else row))
+        return real(packed, row)
+
+    monkeypatch.setattr(module, "_own_logits", own_logits)
+    return compared
+
+
+def test_what_agreed_is_not_compared_again_but_on_longer_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared, agreed, rows = _counted(monkeypatch, learner_module), Agreed(), learning.rows()
+    some, seen = rows[:4], []
+    for given, what in ((some, "a"), (some, "a"), (rows, "a"), (some, "a"), (some, "b")):
+        compared.clear()
+        with trusted(tiny.model(), given, agreed=agreed, what=what) as packed:
+            assert (packed.packs, packed.replaced) == (True, QUICK)
+        seen.append(max(compared, default=0))
+    assert seen == [31, 0, 40, 0, 31]
+
+
+def test_what_did_not_agree_is_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "attend", scaled(layers.attend))
+    agreed = Agreed()
+    for _ in range(2):
+        with trusted(tiny.model(), learning.rows(), agreed=agreed, what="a") as packed:
+            assert (packed.packs, packed.replaced) == (True, NONE)
+    with runner.opened(tiny.model(), agreed=agreed, what="b") as running:
+        assert not running.adapts
+    with runner.opened(tiny.model(), agreed=agreed, what="b") as running:
+        assert not running.adapts
+
+
+def test_a_way_of_answering_that_agreed_is_not_compared_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared, agreed, seen = _counted(monkeypatch, runner), Agreed(), []
+    for what in ("a", "a", "b"):
+        compared.clear()
+        with runner.opened(tiny.model(), agreed=agreed, what=what) as running:
+            assert isinstance(running, runner.Quick) and running.adapts
+        seen.append(bool(compared))
+    assert seen == [True, False, True]
 
 
 def test_wrong_packs_give_way_to_one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
