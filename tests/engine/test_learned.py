@@ -10,7 +10,7 @@ import torch
 
 from tests.fakes import learning, tiny
 from tests.fakes.learning import Gradients
-from tuneworthy.engine import adapters, kernels, layers
+from tuneworthy.engine import adapters, fine_tuning, kernels, layers
 from tuneworthy.engine.adapters import quiet_peft
 from tuneworthy.engine.kernels import Kernels
 from tuneworthy.engine.packing import TokenRow, pack
@@ -146,3 +146,22 @@ def test_a_gain_that_learns_has_its_gradient(own: Kernels, monkeypatch: pytest.M
     with learning.learning(model, rows) as learner:
         _, found = learning.packed_gradients(learner.packed, [pack(rows)])
     assert not went and any("input_layernorm" in name for name in found)
+
+
+def test_layers_whose_activations_are_computed_twice(
+    own: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, found, there = learning.rows(shared=20), [], []
+    for twice in (False, True):
+        model = prepared("wide", torch.float32, monkeypatch)
+        if own.multiplies(model.get_output_embeddings().weight) < 1000:
+            pytest.skip("products go by oneDNN here")
+        with learning.learning(model, rows) as learner:
+            if twice:
+                fine_tuning._compute_twice(model)
+            with pytest.MonkeyPatch.context() as watching:
+                went = calls(watching)
+                found.append(learning.step_gradients(learner, rows))
+            there.append(went.count("layer_there"))
+    assert there == [LAYERS - 1, 2 * (LAYERS - 1)]
+    learning.same(found[1], found[0], 1e-6)
