@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -267,7 +268,7 @@ def _layer(
     if not (is_last or adds or own):
         return None
 
-    def forward(
+    def once(
         self: Any, hidden_states: torch.Tensor, *args: Any, pack: Attending, **kwargs: Any
     ) -> torch.Tensor:
         rotary = kwargs["position_embeddings"]
@@ -284,6 +285,15 @@ def _layer(
         normed = self.post_attention_layernorm(x)
         output: torch.Tensor = self.mlp(normed, plus=x) if adds else x + self.mlp(normed)
         return output
+
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # transformers has a class's own forward compute activations twice, not one that replaces it.
+        if self.training and getattr(self, "gradient_checkpointing", False):
+            output: torch.Tensor = self._gradient_checkpointing_func(
+                partial(once, self, **kwargs), x, *args
+            )
+            return output
+        return once(self, x, *args, **kwargs)
 
     return forward
 
