@@ -253,7 +253,8 @@ class LocalEngine:
     ) -> list[tuple[Likelihood, ...]]:
         """How likely each prompt's continuations are, all of them of at least one token."""
         running, adapter = self._running(weights)
-        scores = generation.score(running, prompts, continuations, adapter)
+        with hardware.kept_memory():
+            scores = generation.score(running, prompts, continuations, adapter)
         return [
             tuple(Likelihood(value, len(ids)) for value, ids in zip(values, many))
             for values, many in zip(scores, continuations)
