@@ -101,8 +101,9 @@ def save(
     seed: int = 0,
     template: str | None = CHATML,
     tied: bool = True,
+    kind: str | None = None,
 ) -> Path:
-    """A Llama of two layers and its tokenizer, saved as safetensors."""
-    model("llama" if tied else "llama untied", seed).save_pretrained(folder)
+    """A model of two layers, a Llama unless it is told, and its tokenizer, saved as safetensors."""
+    model(kind or ("llama" if tied else "llama untied"), seed).save_pretrained(folder)
     tokenizer(template).save_pretrained(folder)
     return folder

@@ -271,8 +271,8 @@ def _layer(
     def once(
         self: Any, hidden_states: torch.Tensor, *args: Any, pack: Attending, **kwargs: Any
     ) -> torch.Tensor:
-        rotary = kwargs["position_embeddings"]
-        if own and isinstance(pack, OwnPlans) and own.suits(hidden_states, rotary):
+        rotary = kwargs.get("position_embeddings")
+        if own and rotary and isinstance(pack, OwnPlans) and own.suits(hidden_states, rotary):
             return own(hidden_states, rotary, pack)
         x, normed = hidden_states, self.input_layernorm(hidden_states)
         if adds:

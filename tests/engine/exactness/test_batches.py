@@ -72,8 +72,10 @@ def trained(folder: Path, out: Path) -> None:
             save_file({"curve": curve}, out / f"{method} {parallel}.curve")
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    base = tiny.save(tmp_path / "base")
+@pytest.mark.parametrize("kind", ["llama", "llama wide"])
+def test_two_processes_learn_what_one_learns(kind: str, tmp_path: Path) -> None:
+    """Piece by piece, and where the heads are wide by whole layers, if there are kernels here."""
+    base = tiny.save(tmp_path / "base", kind=kind)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
