@@ -173,6 +173,18 @@ def test_an_adapter_for_other_layers_is_left_to_be_merged(tmp_path: Path) -> Non
     assert beside.load(model, folder) is None
 
 
+def test_only_adapters_that_stay_together_are_laid_out(tmp_path: Path) -> None:
+    model = tiny.model()
+    loaded = [beside.load(model, stored(tmp_path / str(i), "llama", i)) for i in range(3)]
+    routes, seen = beside.Beside(), []
+    for owners in ([0], [0, 1], [0, 1], [0, 2], [0, 1], [None, 1], [0, 1], [0, 2]):
+        routes.route([None if i is None else loaded[i] for i in owners], len(owners))
+        seen.append(routes.fleeting)
+    assert seen == [False, True, True, True, True, False, False, True]
+    routes.route([None], 1)
+    assert not routes.fleeting
+
+
 def test_joined_adapters_are_forgotten_after_a_while(tmp_path: Path) -> None:
     model = tiny.model()
     loaded = [beside.load(model, stored(tmp_path / str(i), "llama", i)) for i in range(7)]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,9 @@ from tuneworthy import store
 
 MIXTURES = 4
 """Adapters that ran together are kept joined, so many sets of them."""
+FEW_PASSES = 3
+"""In which adapters run together before they are laid out for whole layers: that takes as long as it
+saves in so many, and who runs together may change at any time."""
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
@@ -86,6 +90,8 @@ class Beside:
         self._sees_T_R: torch.Tensor | None = None
         """1 where a token's adapter has a rank, 0 where others have; None if there is one."""
         self._joined: dict[tuple[Adapter, ...], Adapter] = {}
+        self._passes: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
+        """Of joined adapters."""
 
     def route(self, owners: Sequence[Adapter | None], tokens: int) -> None:
         """`owners` are those of the first tokens of `tokens`, or one for all of them."""
@@ -94,6 +100,8 @@ class Beside:
         if not found:
             return
         self._now = found[0] if len(found) == 1 else self._together(found)
+        if len(found) > 1:
+            self._passes[self._now] = self._passes.get(self._now, 0) + 1
         if len(set(owners)) > 1:
             ranks = torch.tensor([i for i, owner in enumerate(found) for _ in range(owner.rank)])
             number = {owner: i for i, owner in enumerate(found)} | {None: -1}
@@ -123,6 +131,12 @@ class Beside:
         of it, 1 for each that a token goes through, 0 for the others: (T, R).
         """
         return self._now, self._sees_T_R
+
+    @property
+    def fleeting(self) -> bool:
+        """Whether what goes beside the layers may be gone before laying it out has paid."""
+        passes = None if self._now is None else self._passes.get(self._now)
+        return passes is not None and passes <= FEW_PASSES
 
     def touches(self, *modules: nn.Module) -> bool:
         """Whether something goes on beside one of these layers in this pass."""

@@ -76,7 +76,7 @@ class Whole:
 
     def suits(self, x: torch.Tensor, rotary: Rotary, pack: Filled) -> bool:
         """Whether this pass can go through all of them at once."""
-        if pack.compiled is None:
+        if pack.compiled is None or self.beside.fleeting:
             return False
         whole_head = rotary[0].shape[-1] == pack.compiled.rows.width
         return whole_head and self.layers[0].gate.suits(x)
