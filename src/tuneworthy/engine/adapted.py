@@ -25,7 +25,7 @@ MOST_LAYERS = 7
 
 
 class OwnLowRank:
-    """Linear layers of one input, each PEFT's plain LoRA over a frozen layer."""
+    """Linear layers, each PEFT's plain LoRA over a frozen one. To be called they have one input."""
 
     def __init__(self, quick: Kernels, modules: Sequence[Any]) -> None:
         self.quick, self.modules = quick, modules

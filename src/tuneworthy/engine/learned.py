@@ -14,7 +14,7 @@ import torch
 
 from tuneworthy.engine.adapted import OwnLowRank
 from tuneworthy.engine.attention import LayerAttention
-from tuneworthy.engine.kernels import Kernels, Rotary, structures
+from tuneworthy.engine.kernels import Kernels, Rotary, Through, structures
 from tuneworthy.engine.packed import OwnPlans
 
 INPUTS = ((0, 1, 2), (3,), (4, 5), (6,))
@@ -75,7 +75,8 @@ class _Through(torch.autograd.Function):
     ) -> torch.Tensor:
         kept, turning = own.room(x, plans), plans.turning(rotary, x.dtype)
         pack = plans.pack(own.how, own.head_width)
-        output = own.quick.layer_there(own.structure(parameters), pack, x, turning, *kept)
+        through = Through(own.structure(parameters), pack, x, turning, *kept)
+        output = own.quick.layer_there(through)
         ctx.save_for_backward(x, *kept, *turning, *parameters)
         ctx.own, ctx.plans = own, plans
         return output
@@ -85,11 +86,12 @@ class _Through(torch.autograd.Function):
         own, (x, numbers, floats, *rest) = ctx.own, ctx.saved_tensors
         (cos, sin, back), parameters = rest[:3], rest[3:]
         grads = _grads(parameters)
-        grad_x = own.quick.layer_back(
-            *(own.structure(parameters), ctx.plans.pack(own.how, own.head_width)),
-            *(x, (cos, sin, back), numbers, floats, gradients[0], grads),
-            wants_x=ctx.needs_input_grad[0],
-        )
+        # Addresses anew: parameters that processes share may have been gathered again.
+        pack = ctx.plans.pack(own.how, own.head_width)
+        turning = (cos, sin, back)
+        through = Through(own.structure(parameters), pack, x, turning, numbers, floats)
+        wants_x = ctx.needs_input_grad[0]
+        grad_x = own.quick.layer_back(through, gradients[0], grads, wants_x=wants_x)
         return grad_x, None, None, None, *grads
 
 

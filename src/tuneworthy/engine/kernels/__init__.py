@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from tuneworthy import store
-from tuneworthy.engine.kernels.calls import Kernels, Rotary, Turning
+from tuneworthy.engine.kernels.calls import Kernels, Rotary, Through, Turning
 from tuneworthy.engine.kernels.structures import LANES, NAMES
 
-__all__ = ["Kernels", "Rotary", "Turning", "Unavailable", "for_model", "found", "state"]
+__all__ = ["Kernels", "Rotary", "Through", "Turning", "Unavailable", "for_model", "found", "state"]
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")

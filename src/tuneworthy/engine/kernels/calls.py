@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,6 +33,29 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines (T, D) that queries and keys are still to be turned by."""
 Turning = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """The same, and the sines that turn back; all of them with the same strides."""
+
+
+class Through(NamedTuple):
+    """What goes through a layer that is learned with, there as back."""
+
+    layer: Learned
+    pack: Pack
+    x: torch.Tensor
+    """(…, T, C)."""
+    turning: Turning
+    numbers: torch.Tensor
+    """Room for what the layer keeps, in the number format of x; as `Kept` of learned.h cuts it up."""
+    floats: torch.Tensor
+    """The same in 32 bits."""
+
+    def given(self) -> tuple[Any, ...]:
+        assert self.x.is_contiguous()
+        return (
+            *(ctypes.addressof(self.layer), ctypes.addressof(self.pack)),
+            *(self.x.shape[-2], self.x.data_ptr()),
+            *(*(part.data_ptr() for part in self.turning), self.turning[0].stride(0)),
+            *(self.numbers.data_ptr(), self.floats.data_ptr()),
+        )
 
 
 class Kernels:
@@ -380,33 +403,17 @@ class Kernels:
         )
         return query, key, value
 
-    def layer_there(
-        self,
-        layer: Learned,
-        pack: Pack,
-        x: torch.Tensor,
-        turning: Turning,
-        numbers: torch.Tensor,
-        floats: torch.Tensor,
-    ) -> torch.Tensor:
-        """Hidden states (…, T, C) behind a layer; `numbers` and `floats` have room for what it keeps."""
-        assert x.is_contiguous()
-        output = torch.empty_like(x)
-        self._run["layer_there", x.dtype](
-            *(ctypes.addressof(layer), ctypes.addressof(pack), x.shape[-2], x.data_ptr()),
-            *(*(part.data_ptr() for part in turning), turning[0].stride(0)),
-            *(numbers.data_ptr(), floats.data_ptr(), output.data_ptr(), torch.get_num_threads()),
+    def layer_there(self, through: Through) -> torch.Tensor:
+        """Hidden states (…, T, C) behind a layer."""
+        output = torch.empty_like(through.x)
+        self._run["layer_there", output.dtype](
+            *(*through.given(), output.data_ptr(), torch.get_num_threads())
         )
         return output
 
     def layer_back(
         self,
-        layer: Learned,
-        pack: Pack,
-        x: torch.Tensor,
-        turning: Turning,
-        numbers: torch.Tensor,
-        floats: torch.Tensor,
+        through: Through,
         gradient: torch.Tensor,
         grads: Sequence[torch.Tensor],
         *,
@@ -417,11 +424,9 @@ class Kernels:
         As of one input lie one below the other there.
         """
         gradient = gradient.contiguous()
-        grad_x = torch.empty_like(x) if wants_x else None
-        self._run["layer_back", x.dtype](
-            *(ctypes.addressof(layer), ctypes.addressof(pack), x.shape[-2], x.data_ptr()),
-            *(*(part.data_ptr() for part in turning), turning[0].stride(0)),
-            *(numbers.data_ptr(), floats.data_ptr(), gradient.data_ptr()),
+        grad_x = torch.empty_like(through.x) if wants_x else None
+        self._run["layer_back", gradient.dtype](
+            *(*through.given(), gradient.data_ptr()),
             *(None if grad_x is None else grad_x.data_ptr(), _addresses(grads)),
             torch.get_num_threads(),
         )
