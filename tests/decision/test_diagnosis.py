@@ -67,7 +67,7 @@ def test_numbers_and_names_are_content_and_short_words_are_not() -> None:
 
 def test_rows_of_facts_lead_to_documents() -> None:
     rows = [row(foreign_words=1.0, in_documents=True, retrieved=True, given=0.9, bare=0.0)] * 9 + [
-        row(greedy=(1.0,) * 4, in_documents=False, retrieved=False)
+        row(foreign_number=True, greedy=(1.0,) * 4, in_documents=False, retrieved=False)
     ]
     found = diagnose(rows, documents=True)
     assert found["needs"] == "facts" and found["route"] == ["rag"]
@@ -83,6 +83,21 @@ def test_rows_of_form_lead_to_prompts_and_training() -> None:
     found = diagnose([row(foreign_words=0.1)] * 10, documents=False)
     assert found["needs"] == "form" and found["route"] == ["constrained", "few-shot", "lora"]
     assert found["retrieval_recall"] is None and found["in_documents"] is None
+
+
+def test_what_the_model_knows_is_told_of_rows_that_may_ask_for_facts() -> None:
+    facts = [row(foreign_words=1.0, greedy=(1.0, 0.0)), row(foreign_number=True)]
+    found = diagnose([*facts, *[row(greedy=(), sampled=())] * 6], documents=False)
+    assert (found["rows"], found["asked"], found["knowledge_share"]) == (8, 2, 0.25)
+    assert found["categories"]["maybe known"] == found["categories"]["unknown"] == 0.5
+    said = " ".join(found["evidence"])
+    assert (
+        "of the 2 rows that may ask for facts (prompts with examples: 4, sampled as well: 2)"
+        in said
+    )
+    # One of eight rows is unknown: that is no reason for a warning.
+    assert found["needs"] == "both" and "stop early" not in said
+    assert diagnose([row()] * 3, documents=False)["asked"] == 0
 
 
 def test_both_is_measured_never_inferred() -> None:

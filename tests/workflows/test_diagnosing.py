@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,6 +20,15 @@ from tuneworthy.decision.diagnosis import RIGHT, RowDiagnosis
 from tuneworthy.store import RunFolder
 from tuneworthy.workflows import diagnosing
 from tuneworthy.workflows.diagnosing import PROMPTS, ROWS, SAMPLES, SHARE, TEMPERATURE
+
+
+def with_facts(every: int = 2) -> list[dict[str, Any]]:
+    """Commands of which some ask for a number that stands nowhere."""
+    found = projects.rows(300)
+    for place, row in enumerate(found[::every]):
+        asked = json.loads(row["completion"])
+        row["completion"] = json.dumps({**asked, "code": f"{7000 + place}"})
+    return found
 
 
 @pytest.fixture
@@ -57,17 +67,35 @@ def test_each_prompt_has_its_own_examples_the_same_for_all_rows(
     project_folder: Path, looked: tuple[list[Any], list[RowDiagnosis]]
 ) -> None:
     asked, found = looked
-    tw.decide(projects.write(project_folder, projects.rows(300), arms=["zero-shot", "lora"]))
+    tw.decide(projects.write(project_folder, with_facts(), arms=["zero-shot", "lora"]))
     greedy = [recipe for recipe, temperature, _ in asked if temperature == 0]
     sampled = [(recipe, rows) for recipe, temperature, rows in asked if temperature]
     assert len(greedy) == PROMPTS and all(recipe.examples.ids for recipe in greedy)
     assert len({recipe.examples.ids for recipe in greedy}) == PROMPTS
     assert {temperature for _, temperature, _ in asked} <= {0.0, TEMPERATURE}
+    # A row whose answer stands in its prompt and in like rows is not asked what the model knows.
+    facts = [row for row in found if row.foreign_number]
+    assert 0 < len(facts) < len(found) <= ROWS
+    assert {rows for _, temperature, rows in asked if temperature == 0} == {len(facts)}
+    assert all(bool(row.greedy) == row.foreign_number for row in found)
     # Sampling tells nothing of a row that a greedy answer had right.
-    missed = [row for row in found if all(score < RIGHT for score in row.greedy)]
-    assert 0 < len(missed) < len(found) <= ROWS
+    missed = [row for row in facts if all(score < RIGHT for score in row.greedy)]
+    assert 0 < len(missed) < len(facts)
     assert [rows for _, rows in sampled] == [len(missed)] * SAMPLES
-    assert all(len(row.sampled) == (SAMPLES if row in missed else 0) for row in found)
+    assert all(len(row.sampled) == (SAMPLES if row in missed else 0) for row in facts)
+
+
+def test_of_rows_that_cannot_ask_for_facts_none_is_asked(
+    project_folder: Path, looked: tuple[list[Any], list[RowDiagnosis]]
+) -> None:
+    asked, found = looked
+    decision = tw.decide(
+        projects.write(project_folder, projects.rows(300), arms=["zero-shot", "lora"])
+    )
+    assert found and not asked
+    record = decision.record["diagnosis"]
+    assert (record["needs"], record["knowledge_share"], record["asked"]) == ("form", 0, 0)
+    assert "None of the 30 rows was asked closed book" in " ".join(record["evidence"])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +124,7 @@ def test_when_its_time_is_up_no_further_prompts_are_tried(
     monkeypatch.setattr(diagnosing, "_affordable_rows", lambda session, seconds: 15)
     monkeypatch.setattr(diagnosing, "SHARE", 1e-9)
     arms = ["zero-shot", "lora"]
-    decision = tw.decide(projects.write(project_folder, projects.rows(300), arms=arms, budget="5m"))
+    decision = tw.decide(projects.write(project_folder, with_facts(1), arms=arms, budget="5m"))
     assert [(temperature, rows) for _, temperature, rows in asked] == [(0.0, 15)]
     assert all(len(row.greedy) == 1 and not row.sampled for row in found)
     said = " ".join(decision.record["diagnosis"]["evidence"])

@@ -42,7 +42,8 @@ class RowDiagnosis:
     in_documents: bool | None
     """Whether some passage has those words; None without documents."""
     greedy: tuple[float, ...]
-    """Scores of closed-book answers under several few-shot prompts."""
+    """Scores of closed-book answers under several few-shot prompts; none where nothing depends on
+    them, as the row cannot ask for facts."""
     sampled: tuple[float, ...]
     retrieved: bool | None = None
     """Whether the first passages that retrieval finds hold the answer."""
@@ -63,9 +64,17 @@ class RowDiagnosis:
         return "unknown"
 
     @property
+    def may_ask_for_facts(self) -> bool:
+        return is_foreign(self.foreign_words, self.foreign_number)
+
+    @property
     def asks_for_facts(self) -> bool:
-        foreign = self.foreign_number or self.foreign_words >= FOREIGN_WORDS
-        return foreign and self.category != "known"
+        return self.may_ask_for_facts and self.category != "known"
+
+
+def is_foreign(foreign_words: float, foreign_number: bool) -> bool:
+    """Whether so much of an answer comes from nowhere near that its row may ask for facts."""
+    return foreign_number or foreign_words >= FOREIGN_WORDS
 
 
 def content_words(text: str) -> list[str]:
@@ -103,7 +112,10 @@ def diagnose(rows: Sequence[RowDiagnosis], *, documents: bool) -> dict[str, Any]
     share = _share(rows, [row.asks_for_facts for row in rows])
     assert share is not None
     kinds = ("known", "maybe known", "weakly known", "unknown")
-    categories = {kind: sum(row.category == kind for row in rows) / n for kind in kinds}
+    asked = [row for row in rows if row.may_ask_for_facts]
+    categories = {
+        kind: sum(row.category == kind for row in asked) / max(1, len(asked)) for kind in kinds
+    }
     held = _share(rows, [row.in_documents for row in rows])
     recall = _share(rows, [row.retrieved for row in rows if row.in_documents])
     pairs = [(r.given, r.bare) for r in rows if r.given is not None and r.bare is not None]
@@ -114,6 +126,7 @@ def diagnose(rows: Sequence[RowDiagnosis], *, documents: bool) -> dict[str, Any]
         "rows": n,
         "knowledge_share": share,
         "needs": needs,
+        "asked": len(asked),
         "categories": categories,
         "foreign_words": sum(row.foreign_words for row in rows) / n,
         "in_documents": held,
@@ -149,13 +162,10 @@ def _route(needs: Needs, documents: bool) -> list[str]:
 
 
 def _evidence(found: dict[str, Any], rows: Sequence[RowDiagnosis], documents: bool) -> list[str]:
-    kinds = found["categories"]
     said = [
         f"{percent(found['foreign_words'])} of the content words of {found['rows']} dev completions are "
         "in neither their prompts nor the completions of the training rows most like them.",
-        f"Closed-book ({_tried(rows)}): "
-        + ", ".join(f"{percent(share)} {kind}" for kind, share in kinds.items())
-        + " (known: right under every prompt; unknown: under none).",
+        _closed_book(found, rows),
         f"{percent(found['knowledge_share'])} of the rows ask for facts that the model does not have at "
         "hand: half of their content words are such words, or a number is, and they are not known.",
     ]
@@ -179,12 +189,26 @@ def _evidence(found: dict[str, Any], rows: Sequence[RowDiagnosis], documents: bo
                 "So to answer from a passage is a matter of form here, which can be learnt."
             )
     said.append(_advice(found["needs"], documents))
-    if found["needs"] != "form" and kinds["unknown"] >= UNKNOWN_HARMS:
+    unknown = found["categories"]["unknown"] * found["asked"] / found["rows"]
+    if found["needs"] != "form" and unknown >= UNKNOWN_HARMS:
         said.append(
-            f"Training to the end on the {percent(kinds['unknown'])} unknown rows teaches a model to "
+            f"Training to the end on the {percent(unknown)} unknown rows teaches a model to "
             "answer what it does not know; stop early, or leave those rows out (Gekhman et al. 2024)."
         )
     return said
+
+
+def _closed_book(found: dict[str, Any], rows: Sequence[RowDiagnosis]) -> str:
+    if not found["asked"]:
+        return (
+            f"None of the {found['rows']} rows was asked closed book: none has so many such words that "
+            "it could ask for facts."
+        )
+    shares = ", ".join(f"{percent(share)} {kind}" for kind, share in found["categories"].items())
+    return (
+        f"Closed book, of the {found['asked']} rows that may ask for facts ({_tried(rows)}): {shares} "
+        "(known: right under every prompt; unknown: under none)."
+    )
 
 
 def _tried(rows: Sequence[RowDiagnosis]) -> str:

@@ -24,6 +24,7 @@ from tuneworthy.decision.diagnosis import (
     diagnose,
     foreign_words,
     holds,
+    is_foreign,
 )
 from tuneworthy.types import Answer, Example, Failure, Passage
 from tuneworthy.workflows.budgeting import training_deadline
@@ -110,19 +111,20 @@ class _Look:
             foreign_words(row.completion, row.text, [n.completion for n in few])
             for row, few in zip(self.sample, neighbours)
         ]
-        everywhere = range(len(self.sample))
         holding, retrieved = self._passages()
         given, bare = self._with_answer_at_hand(holding)
-        greedy = self._closed_book(PROMPTS, 0.0, everywhere, at_least=1)
+        # What the model knows is no question where the answer stands in the prompt and in like rows.
+        asked = [i for i in range(len(self.sample)) if is_foreign(*foreign[i])]
+        greedy = self._closed_book(PROMPTS, 0.0, asked, at_least=1)
         # Whether sampling finds what greedy answers do not: no question where one of them is right.
-        missed = [i for i in everywhere if not any(score >= RIGHT for score in greedy[i])]
+        missed = [i for i in asked if not any(score >= RIGHT for score in greedy[i])]
         sampled = self._closed_book(SAMPLES, TEMPERATURE, missed)
         return [
             RowDiagnosis(
                 foreign_words=foreign[i][0],
                 foreign_number=foreign[i][1],
                 in_documents=None if self.search is None else holding[i] is not None,
-                greedy=greedy[i],
+                greedy=greedy.get(i, ()),
                 sampled=sampled.get(i, ()),
                 retrieved=retrieved[i],
                 given=given.get(i),
