@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,41 @@ def test_a_brief_run_judges_dev_alone_and_after_each_epoch_only(
     whole = learning.train(tmp_path / "whole", evaluations_per_epoch=1)
     # What is evaluated does not change what is learned.
     assert [h["dev_loss"] for h in whole.history[1:]] == [h["dev_loss"] for h in result.history]
+
+
+@pytest.mark.parametrize(
+    ("rows", "judged", "evaluations"), [(500, 72, 1), (600, 75, 2), (600, 76, 1), (10, 1000, 1)]
+)
+def test_judging_takes_no_more_than_a_tenth_of_the_time_if_it_can_be(
+    rows: int, judged: int, evaluations: int
+) -> None:
+    chosen = learning.settings("lora", evaluations_per_epoch=None)
+    assert chosen.evaluations(rows, judged) == evaluations
+    assert replace(chosen, evaluations_per_epoch=3).evaluations(rows, judged) == 3
+
+
+def test_one_evaluation_an_epoch_stands_for_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch without a gain on dev ends training, however often dev was judged in it."""
+    dev_losses(monkeypatch, [5.0, 4.0, 3.0, 3.5])
+    result = learning.train(tmp_path / "m", epochs=9, patience=2, evaluations_per_epoch=None)
+    assert (result.stopped, result.steps, result.best_step) == ("early", 15, 10)
+    assert [h["step"] for h in result.history] == [0, 5, 10, 15]
+
+
+def test_training_rows_are_judged_with_the_weights_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev_losses(monkeypatch, [5.0, 4.0, 4.5, 3.0, 3.5, 3.2])
+    result = learning.train(tmp_path / "m")
+    assert [h["step"] for h in result.history if "train_loss" in h] == [2, 6]
+    assert result.train_loss == result.history[3]["train_loss"]
+
+
+def test_weights_that_never_gained_are_judged_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev_losses(monkeypatch, [1.0, 4.0, 4.5, 3.0, 3.5, 3.2])
+    result = learning.train(tmp_path / "m")
+    assert result.best_step == 0 and math.isfinite(result.train_loss)

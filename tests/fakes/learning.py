@@ -152,7 +152,8 @@ def train(
     **changes: Any,
 ) -> TrainingResult:
     """Bring a training run of a tiny model to its end in `folder`: 10 steps of 3 rows."""
-    chosen = settings(method, **{"epochs": 2.0, "batch_rows": 3, "patience": 99, **changes})
+    usual = {"epochs": 2.0, "batch_rows": 3, "patience": 99, "evaluations_per_epoch": 2}
+    chosen = settings(method, **{**usual, **changes})
     some = train_rows if train_rows is not None else rows((9, 14, 6, 22, 17) * 3, seed=1)
     model = adapters.prepare(tiny.model(), chosen)
     with trusted(model, some) as packed:

@@ -107,9 +107,12 @@ class TrainingRun:
         self.log = folder.with_name(folder.name + ".jsonl")
         self.steps_per_epoch = math.ceil(len(rows) / settings.batch_rows)
         self.total = max(1, round(settings.epochs * self.steps_per_epoch))
-        self.evaluate_every = max(1, self.steps_per_epoch // settings.evaluations_per_epoch)
         stride = max(1, len(rows) // SAMPLE_ROWS)
         self.sample = rows[::stride][:SAMPLE_ROWS] if settings.watch_overfitting else []
+        evaluations = settings.evaluations(len(rows), len(dev) + len(self.sample))
+        self.evaluate_every = max(1, self.steps_per_epoch // evaluations)
+        self.stands_for = 1 if settings.evaluations_per_epoch else 2 // evaluations
+        """Evaluations, of two an epoch, in whose place one stands."""
         self.step = self.best_step = self.tokens = self.label_tokens = self.without_gain = 0
         self.before, self.best, self.dev_loss = math.nan, math.inf, math.inf
         self.recent: list[float] = []
@@ -164,6 +167,7 @@ class TrainingRun:
                 stopped = "deadline"
         if self.best_step == 0:
             # Training never helped: the weights kept are the last ones, and fit.json says so.
+            self._watch()
             self._save()
         if stopped == "deadline":
             self._keep()
@@ -276,24 +280,28 @@ class TrainingRun:
         )
 
     def _evaluate(self, fields: dict[str, float], *, keep: bool = True) -> None:
-        """Losses on dev and on a sample of training rows; the weights are kept if dev gained."""
+        """Losses on dev; if they gained the weights are kept, and their training rows judged too."""
         began = time.monotonic()
         dev = self.learner.losses(self.dev)
         self.dev_loss = mean(dev)
         verbatim = sum(row.verbatim for row in dev) / len(dev)
         self.history.append({**fields, "dev_loss": self.dev_loss, "dev_verbatim": verbatim})
-        if self.sample:
-            sample = self.learner.losses(self.sample)
-            verbatim = sum(row.verbatim for row in sample) / len(sample)
-            self.history[-1] |= {"train_loss": mean(sample), "train_verbatim": verbatim}
         if not keep:
             self.report("training", {**self.history[-1], "steps": self.total, "seconds": 0.0})
         elif self.dev_loss < self.best:  # never true for NaN
             self.best, self.best_step, self.without_gain = self.dev_loss, self.step, 0
+            self._watch()
             self._save()
         else:
-            self.without_gain += 1
+            self.without_gain += self.stands_for
         self.judging = time.monotonic() - began
+
+    def _watch(self) -> None:
+        """What the weights that are to be kept know of their own rows."""
+        if self.sample:
+            sample = self.learner.losses(self.sample)
+            verbatim = sum(row.verbatim for row in sample) / len(sample)
+            self.history[-1] |= {"train_loss": mean(sample), "train_verbatim": verbatim}
 
     def _save(self) -> None:
         weights, model = self.learner.weights(), self.learner.packed.model

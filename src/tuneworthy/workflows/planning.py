@@ -187,11 +187,11 @@ def _training_seconds(arm: Trained, task: Task) -> float:
     rate = sum(s["step_tokens"] for s in steady) / sum(s["step_seconds"] for s in steady)
     first = next(i for i, (_, fields) in enumerate(marks) if fields.get("step") == 0)
     start = marks[first - 1][0] - marks[0][0]
-    # Training rows are evaluated beside those of dev.
-    judged = result.sample_rows
-    evaluation = (marks[first][0] - marks[first - 1][0]) / (len(dev) + judged)
-    evaluations, runs = 1 + settings.evaluations_per_epoch * settings.epochs, 1
-    evaluated = evaluations * (len(task.dev) + judged)
+    evaluation = (marks[first][0] - marks[first - 1][0]) / len(dev)
+    # Training rows are evaluated beside those of dev, but for the first time.
+    judged, runs = len(task.dev) + result.sample_rows, 1
+    evaluations = settings.evaluations(len(task.train), judged) * settings.epochs
+    evaluated = len(task.dev) + evaluations * judged
     if given.learning_rate == "auto":
         runs += len(LORA_RATES)
         rows += len(LORA_RATES) * min(SWEEP_ROWS, len(task.train))

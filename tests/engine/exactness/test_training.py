@@ -43,6 +43,7 @@ def rows(count: int, shared: Sequence[int] = ()) -> list[TokenRow]:
 
 def settings(method: str, **changes: Any) -> TrainingSettings:
     values = {"learning_rate": 1e-2, "epochs": 3.0, "rank": 4, "batch_rows": 4, "patience": 99}
+    values["evaluations_per_epoch"] = 2
     return TrainingSettings(method=method, **{**values, **changes})
 
 
