@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.fakes import tiny
-from tuneworthy.engine import generation, hardware, open_engine
+from tuneworthy.engine import fine_tuning, generation, hardware, open_engine
 from tuneworthy.engine.hardware import NumberFormat
 from tuneworthy.engine.learner import make_packs, trusted
 from tuneworthy.engine.local import LocalEngine
@@ -38,11 +40,15 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "number_format", lambda: exact)
 
 
+def opened(folder: Path) -> LocalEngine:
+    engine = open_engine(str(folder), folder, lambda text: None)
+    assert isinstance(engine, LocalEngine)
+    return engine
+
+
 @pytest.fixture
-def engine(folder: Path, tmp_path: Path) -> LocalEngine:
-    opened = open_engine(str(folder), tmp_path, lambda text: None)
-    assert isinstance(opened, LocalEngine)
-    return opened
+def engine(folder: Path) -> LocalEngine:
+    return opened(folder)
 
 
 def one_at_a_time(engine: LocalEngine, prompt: tuple[Message, ...], tokens: int) -> str:
@@ -168,6 +174,73 @@ def test_a_diverging_loss_stops_the_run_with_what_to_try(
     with pytest.raises(ModelError, match="diverged") as caught:
         engine.train(ROWS[:28], ROWS[28:], wild, tmp_path / "m", report=lambda k, f: None)
     assert "try a learning rate of" in str(caught.value.hint)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was loaded to be trained."""
+    found: list[Path] = []
+    real = fine_tuning.load_causal
+
+    def load(folder: Path, *args: Any, **how: Any) -> Any:
+        found.append(folder)
+        return real(folder, *args, **how)
+
+    monkeypatch.setattr(fine_tuning, "load_causal", load)
+    return found
+
+
+def learned(engine: LocalEngine, folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """An adapter's weights after one epoch."""
+    chosen = settings(changes.pop("method", "lora"), epochs=1.0, **changes)
+    engine.train(ROWS[:28], ROWS[28:], chosen, folder, report=lambda kind, fields: None)
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("method", ["lora", "lora+", "dora", "pissa"])
+def test_trainings_that_start_from_the_same_load_it_once(
+    folder: Path, tmp_path: Path, loads: list[Path], method: str
+) -> None:
+    """To the bit what each learns on its own, dropout included."""
+    engine = opened(folder)
+    how = {"method": method, "dropout": 0.1}
+    first = learned(engine, tmp_path / "first", **how)
+    other = learned(engine, tmp_path / "other", learning_rate=1e-3, **how)
+    again = learned(engine, tmp_path / "again", **how)
+    assert len(loads) == 1
+    assert same(first, again) and not same(first, other)
+    assert same(other, learned(opened(folder), tmp_path / "alone", learning_rate=1e-3, **how))
+    assert len(loads) == 2
+
+
+def test_what_starts_from_something_else_is_loaded_anew(
+    folder: Path, tmp_path: Path, loads: list[Path]
+) -> None:
+    engine = opened(folder)
+    first = learned(engine, tmp_path / "first")
+    for changes in ({"seed": 1}, {"rank": 8}, {"method": "rslora"}):
+        learned(engine, tmp_path / str(changes), **changes)
+    assert len(loads) == 4
+    engine.train(ROWS[:8], ROWS[28:], settings("full"), tmp_path / "f", report=lambda k, f: None)
+    assert engine._kept._ready is None  # its weights are no base any more
+    assert same(first, learned(engine, tmp_path / "again")) and len(loads) == 6
+    # Two models do not fit where one fills the memory.
+    engine.generate(prompts(1), Decoding(max_tokens=2))
+    assert engine._kept._ready is None
+    assert same(first, learned(engine, tmp_path / "after")) and len(loads) == 7
+
+
+def test_nothing_starts_from_what_diverged(folder: Path, tmp_path: Path, loads: list[Path]) -> None:
+    engine = opened(folder)
+    first = learned(engine, tmp_path / "first")
+    with pytest.raises(ModelError, match="diverged"):
+        learned(engine, tmp_path / "wild", learning_rate=1e30, max_gradient_norm=1e30)
+    assert engine._kept._ready is None
+    assert same(first, learned(engine, tmp_path / "again")) and len(loads) == 2
 
 
 def test_a_deadline_in_the_past_keeps_one_step(engine: LocalEngine, tmp_path: Path) -> None:

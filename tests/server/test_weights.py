@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from tuneworthy import store
 from tuneworthy.engine import hardware
 from tuneworthy.engine.desk import Batching
 from tuneworthy.engine.hardware import NumberFormat
+from tuneworthy.engine.local import LocalEngine
 from tuneworthy.server import promotion
 from tuneworthy.server.house import House
 
@@ -94,6 +96,23 @@ def test_every_arm_says_what_was_measured_whoever_asks_beside(live: Live) -> Non
     # Examples that all prompts of an arm begin with were read once for many.
     cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in answers]
     assert sum(cached) > 0
+
+
+def test_merged_adapters_say_what_was_measured_and_take_turns_with_the_base(
+    live: Live, tmp_path: Path
+) -> None:
+    project = live.house.projects["tiny"].folder
+    run = promotion.finished_run(project)
+    rows = {row["id"]: row["messages"] for row in store.read_jsonl(run.rows)}
+    with lives.serving(House([project], tmp_path / "state", merge=True)) as served:
+        create = served.client().chat.completions.create
+        for arm in ("lora", "zero-shot", "lora"):
+            for said in store.read_jsonl(run.predictions(arm))[:6]:
+                answer = create(model=f"tiny/{arm}", messages=rows[said["id"]])
+                assert answer.choices[0].message.content == said["text"], arm
+            [(engine, _)] = served.house.answering._engines.values()
+            assert isinstance(engine, LocalEngine) and not engine._adapters
+            assert engine._loaded and (engine._loaded.key == "base") == (arm == "zero-shot")
 
 
 def test_a_stream_says_what_is_said_at_once(live: Live) -> None:

@@ -33,6 +33,10 @@ def serve(
             metavar="NAME=BASE", help="Train BASE where a job asks for the hosted model NAME."
         ),
     ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Merge adapters, for a server of one; several take turns."),
+    ] = False,
     log_traffic: Annotated[
         bool, typer.Option("--log-traffic", help="Keep prompts and answers in PROJECT/traffic/.")
     ] = False,
@@ -54,5 +58,5 @@ def serve(
 
     traffic = Traffic(keep_days) if log_traffic else None
     folders = projects or [Path()]
-    house = House(folders, state, jobs=jobs, stand_ins=stand_ins, traffic=traffic)
+    house = House(folders, state, jobs=jobs, stand_ins=stand_ins, traffic=traffic, merge=merge)
     running.run(house, host, port, work=worker)

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from tuneworthy.engine import hardware
 from tuneworthy.engine.generation import Row, Scheduler
 from tuneworthy.engine.local import LocalEngine
+from tuneworthy.engine.vllm import VllmEngine
 from tuneworthy.errors import TuneworthyError
 from tuneworthy.types import Answer, Decoding, Engine, Failure, Prompt, Weights
 
@@ -101,8 +102,13 @@ class Desk(Protocol):
     def close(self) -> None: ...
 
 
-def open_desk(engine: Engine) -> Desk:
-    """The desk that goes with an engine; it starts to work at once."""
+def open_desk(engine: Engine, *, merge: bool = False) -> Desk:
+    """The desk that goes with an engine; it starts to work at once.
+
+    `merge`: adapters are merged into the base's weights, where these are here.
+    """
+    if isinstance(engine, LocalEngine | VllmEngine):
+        engine.merges = merge
     return Batching(engine) if isinstance(engine, LocalEngine) else Pool(engine)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,92 @@ from tuneworthy.errors import MissingExtra, ModelError
 from tuneworthy.types import Report, TrainingResult, TrainingSettings
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A model on its way of learning that has not learned yet, and what it starts from."""
+
+    of: Hashable
+    """The settings that it was made by."""
+    way: Hashable
+    """All that its way through the model depends on."""
+    packed: PackedModel
+    exact: list[torch.Tensor]
+    """See `_load`."""
+    first: list[torch.Tensor]
+    """Values of its trainable parameters, if it is an adapter."""
+    random: torch.Tensor
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """As it was when it was made."""
+        self.packed.eval()
+        torch.set_rng_state(self.random)
+        for parameter, value in zip(_trainable(self.packed.model), self.first, strict=True):
+            parameter.copy_(value)
+            parameter.grad = None
+
+
+class Kept:
+    """A base with an adapter, from one training to the next that starts from the same.
+
+    Trials of learning rates and parts of the rows do: it is loaded and laid out once for them.
+    """
+
+    def __init__(self) -> None:
+        self._ready: Ready | None = None
+        self._open = ExitStack()
+        # Also at the end of the program, while there still are modules to do it with.
+        weakref.finalize(self, self._open.close)
+
+    def forget(self) -> None:
+        """Let go of its memory."""
+        if self._ready:
+            self._ready = None
+            self._open.close()
+            gc.collect()
+
+    def ready(
+        self,
+        make: Callable[[], Any],
+        settings: TrainingSettings,
+        rows: Sequence[TokenRow],
+        dev: Sequence[TokenRow],
+        agreed: Agreed,
+    ) -> tuple[Ready, memory.Fit]:
+        """What was kept, if it starts from the same and goes the same way; else made anew.
+
+        `make` gives the model with its trainable parameters, and its float32 weights (`_load`).
+        """
+        of, longest = _of(settings), max(len(row.ids) for row in rows)
+        if self._ready and self._ready.of == of:
+            fit, what = _fitted(self._ready.packed.model, settings, rows, dev)
+            if self._ready.way == (what, fit.checkpointing) and agreed.covers(what, longest):
+                self._ready.start()
+                return self._ready, fit
+        self.forget()
+        model, exact = make()
+        random = torch.get_rng_state()
+        fit, what = _fitted(model, settings, rows, dev)
+        packed = self._open.enter_context(
+            trusted(model, rows, copies=fit.copies, agreed=agreed, what=what)
+        )
+        if fit.checkpointing:
+            _compute_twice(model)
+        alike = [] if settings.method == "full" else _trainable(model)
+        first = [value.detach().clone() for value in alike]
+        self._ready = Ready(of, (what, fit.checkpointing), packed, exact, first, random)
+        return self._ready, fit
+
+
+def _of(settings: TrainingSettings) -> Hashable:
+    """All that decides what a training starts from."""
+    return settings.method, settings.rank, settings.alpha, settings.dropout, settings.seed
+
+
+def _trainable(model: Any) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def fine_tune(
     located: Located,
     number_format: NumberFormat,
@@ -36,31 +124,33 @@ def fine_tune(
     report: Report,
     deadline: float | None,
     agreed: Agreed | None = None,
+    kept: Kept | None = None,
 ) -> TrainingResult:
     """Train on rows of ids; the weights with the lowest dev loss are left in `folder`.
 
     `release` frees the base that answers before another is loaded; `agreed` remembers which methods
-    were compared with the model's own forward. Raises ModelError where the method or the memory does
-    not allow it, TrainingDiverged if the loss is no longer a number.
+    were compared with the model's own forward, `kept` what an adapter starts from. Raises ModelError
+    where the method or the memory does not allow it, TrainingDiverged if the loss is no longer a
+    number.
     """
     rows, dev = labelled(train), labelled(dev)
-    world = join()
+    world, kept = join(), kept or Kept()
     release()
-    with kept_memory(), ExitStack() as stack:
-        sharded = world.size > 1 and shards(settings)
+    sharded = world.size > 1 and shards(settings)
+
+    def make() -> tuple[Any, list[torch.Tensor]]:
         model, exact = _load(located, number_format, settings, sharded)
-        model = adapters.prepare(model, settings)
-        fit, what = _fitted(model, settings, rows, dev)
-        packed = stack.enter_context(
-            trusted(model, rows, copies=fit.copies, agreed=agreed, what=what)
-        )
-        if fit.checkpointing:
-            _compute_twice(model)
+        return adapters.prepare(model, settings), exact
+
+    with kept_memory(), ExitStack() as at_end:
+        at_end.callback(kept.forget)
+        ready, fit = kept.ready(make, settings, rows, dev, agreed or Agreed())
+        packed = ready.packed
         if sharded:
             _shard(packed, number_format.dtype)
         learner = Learner(packed, settings, world, fit.pack_tokens, sharded=sharded)
-        if exact:
-            learner.adopt(exact)
+        if ready.exact:
+            learner.adopt(ready.exact)
         run = TrainingRun(
             learner,
             rows,
@@ -74,6 +164,8 @@ def fine_tune(
         how = _how(number_format, fit, packed, world, sharded)
         report("note", {"text": "training: " + "; ".join(how.values())})
         result = replace(run.work(deadline), how=how)
+        if settings.method != "full" and world.size == 1:
+            at_end.pop_all()  # the next may start from it
     if settings.method == "full" and world.main:
         # A full model is a base of its own: it needs its tokenizer beside it.
         tokenizer.save_pretrained(folder)

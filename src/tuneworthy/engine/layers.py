@@ -199,10 +199,12 @@ def _gated(
 
 def _how(module: Any) -> LayerAttention:
     """Of an attention block."""
+    config = getattr(module, "config", None)
     return LayerAttention(
         module.layer_idx,
         getattr(module, "scaling", None) or module.head_dim**-0.5,
-        getattr(module, "sliding_window", None),
+        # A block that is told it by its configuration alone has it in all layers, as Mistral's.
+        getattr(module if hasattr(module, "sliding_window") else config, "sliding_window", None),
         getattr(module, "attn_logit_softcapping", None),
     )
 

@@ -53,6 +53,9 @@ class LocalEngine:
     """A base model in a folder of safetensors."""
 
     grammars = grammar.KINDS
+    merges = False
+    """Whether adapters are merged into a base of their own, which takes turns with others: a little
+    quicker where one alone is served. Else all run beside the base, together."""
 
     def __init__(self, located: Located, say: Callable[[str], None] = lambda text: None) -> None:
         """`say` is told what a user should know, such as that memory ran out."""
@@ -60,7 +63,7 @@ class LocalEngine:
         self.format = hardware.number_format()
         self.chat = located.chat()
         self._loaded: _Loaded | None = None
-        self._agreed = Agreed()
+        self._agreed, self._kept = Agreed(), fine_tuning.Kept()
         self._open = ExitStack()
         # Also at the end of the program, while there still are modules to do it with.
         weakref.finalize(self, self._open.close)
@@ -282,22 +285,29 @@ class LocalEngine:
         return fine_tuning.fine_tune(
             self.located,
             self.format,
-            self._release,
+            self._release_loaded,
             [self._tokens(*pair) for pair in train],
             [self._tokens(*pair) for pair in dev],
             settings,
             folder,
             tokenizer=self.chat.tokenizer,
             agreed=self._agreed,
+            kept=self._kept,
             report=report,
             deadline=deadline,
         )
 
     def _release(self) -> None:
-        """Forget the loaded model: two do not fit where one fills the memory."""
+        """Forget all models: two do not fit where one fills the memory."""
         self._close()
         self._loaded = None
+        self._kept.forget()
         gc.collect()
+
+    def _release_loaded(self) -> None:
+        """Forget the model that answers, if there is one: then none is kept that learns."""
+        if self._loaded:
+            self._release()
 
     def _tokens(self, prompt: Prompt, completion: str) -> TokenRow:
         ids, prompt_length = self.chat.encode_pair(prompt, completion)
@@ -306,7 +316,8 @@ class LocalEngine:
     def _running(self, weights: Weights | None) -> tuple[Runner, beside.Adapter | None]:
         """A way of answering, and the adapter that goes beside its weights."""
         beside_base = weights is not None and weights.kind == "adapter"
-        if beside_base and self._adapts is not False and _key(weights) not in self._merged:
+        apart = self.merges or self._adapts is False or _key(weights) in self._merged
+        if beside_base and not apart:
             base = self._opened(None)
             adapter = self._beside(weights) if base.adapts else None  # type: ignore[arg-type]
             if adapter:

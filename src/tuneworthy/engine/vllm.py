@@ -66,6 +66,8 @@ class VllmEngine:
     """A base model in a folder of safetensors; vLLM starts when it is first asked."""
 
     grammars = grammar.KINDS
+    merges = False
+    """See `local.LocalEngine`."""
 
     def __init__(self, located: Located) -> None:
         self.located = located
@@ -270,7 +272,7 @@ class VllmEngine:
         config = json.loads((weights.folder / "adapter_config.json").read_text("utf-8"))
         lora = config["peft_type"] == "LORA" and not config.get("use_dora")
         rank = next((rank for rank in RANKS if lora and rank >= config["r"]), None)
-        if plain or rank is None:
+        if plain or self.merges or rank is None:
             return self._started(self._merge(weights.folder), 0, plain), None
         engine = self._started(base, rank, plain)
         key = (weights.folder, _stamp(weights.folder))

@@ -112,8 +112,11 @@ class Stream:
 class Answering:
     """Opens runs and bases, keeps them, and hands prompts to the desk of their base."""
 
-    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        self.say = say
+    def __init__(
+        self, say: Callable[[str], None] = lambda text: None, *, merge: bool = False
+    ) -> None:
+        """`merge`: adapters are merged into their bases."""
+        self.say, self.merge = say, merge
         self._servings: dict[Path, Serving] = {}
         self._engines: dict[str, tuple[Engine, Desk]] = {}
         self._arms: dict[tuple[Path, str, int], Fitted] = {}
@@ -194,7 +197,7 @@ class Answering:
         key = config["base"]["sha256"]
         if key not in self._engines:
             engine = hardware.apart(lambda: open_base(run, self.say))
-            self._engines[key] = engine, open_desk(engine)
+            self._engines[key] = engine, open_desk(engine, merge=self.merge)
         engine, desk = self._engines[key]
         if run.path not in self._servings:
             self._servings[run.path] = Serving(run, engine, self.say)

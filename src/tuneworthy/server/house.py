@@ -46,15 +46,17 @@ class House:
         jobs: str | None = None,
         stand_ins: Mapping[str, str] | None = None,
         traffic: Traffic | None = None,
+        merge: bool = False,
     ) -> None:
         """`folders` hold a project each, or projects. Raises ProjectError where none does.
 
         `jobs`: a PostgreSQL URL for the queue. `stand_ins`: names of hosted models and the bases
-        that are trained in their place. `traffic`: what is logged, if anything.
+        that are trained in their place. `traffic`: what is logged, if anything. `merge`: adapters are
+        merged into their bases.
         """
         self.state = state or store.cache_folder() / "server"
         self.stand_ins = dict(stand_ins or {})
-        self.traffic = traffic
+        self.traffic, self.merge = traffic, merge
         self.keys = Keys(self.state)
         self.jobs = Jobs(self.state, jobs)
         self._folders = [folder for given in folders for folder in project_folders(given)]
@@ -67,7 +69,7 @@ class House:
 
     @cached_property
     def answering(self) -> Answering:
-        return Answering()
+        return Answering(merge=self.merge)
 
     @property
     def projects(self) -> dict[str, Project]:
