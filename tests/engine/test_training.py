@@ -306,6 +306,15 @@ def test_one_evaluation_an_epoch_stands_for_two(
     assert [h["step"] for h in result.history] == [0, 5, 10, 15]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "evaluated"), [(1.0, [0, 3, 5]), (1.4, [0, 4, 7]), (3.0, [0, 5, 10, 15])]
+)
+def test_dev_is_judged_twice_at_least(tmp_path: Path, epochs: float, evaluated: list[int]) -> None:
+    """What the end of a training gained is told by the last two."""
+    result = learning.train(tmp_path / "m", epochs=epochs, evaluations_per_epoch=None)
+    assert [h["step"] for h in result.history] == evaluated
+
+
 def test_training_rows_are_judged_with_the_weights_that_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

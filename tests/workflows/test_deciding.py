@@ -609,19 +609,24 @@ def test_the_command_reproduces_the_run(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "stopped", "share"),
+    ("losses", "epochs", "stopped", "share"),
     [
-        ([4.0, 0.8, 0.4], "finished", 0.5),
-        ([4.0, 0.8, 0.9], "finished", -0.125),
-        ([4.0, 0.8, 0.4], "early", None),
-        ([4.0, 0.8, 0.4], "deadline", None),
-        ([4.0], "finished", None),
+        ([4.0, 0.8, 0.4], 0.5, "finished", 0.5),
+        ([4.0, 0.8, 0.9], 0.5, "finished", -0.125),
+        ([4.0, 0.8, 0.2], 1.0, "finished", 0.5),  # two halves, each half of what is left
+        ([4.0, 0.8, 0.4], 0.5, "early", None),
+        ([4.0, 0.8, 0.4], 0.5, "deadline", None),
+        ([4.0, 0.4], 0.5, "finished", None),
+        ([4.0], 0.5, "finished", None),
     ],
 )
-def test_the_last_stretch_of_training_is_read_off_its_history(
-    losses: list[float], stopped: str, share: float | None
+def test_what_the_end_of_training_gained_is_read_off_its_history(
+    losses: list[float], epochs: float, stopped: str, share: float | None
 ) -> None:
-    history = [{"step": step, "dev_loss": loss} for step, loss in enumerate(losses)]
+    history = [
+        {"step": 9 * place, "epoch": epochs * place, "dev_loss": loss}
+        for place, loss in enumerate(losses)
+    ]
     record = {"training": {"history": history, "stopped": stopped}}
     found = concluding._still_falling(record)
     assert found == (None if share is None else pytest.approx(share))

@@ -43,8 +43,8 @@ class ArmEvidence:
     cut_short: str | None = None
     """How far training came when the budget ended it; None if it came to its own end."""
     still_falling: float | None = None
-    """Share by which the last stretch of training lowered the dev loss, where training ended with
-    its epochs; None where it ended otherwise, or that is not known."""
+    """Share by which half an epoch lowered the dev loss at the end of training, where that ended
+    with its epochs; None where it ended otherwise, or that is not known."""
     without_grammar: str | None = None
     """The arm that is this one but for its grammar, if both were measured."""
     seeds: tuple[ArmEvidence, ...] = ()

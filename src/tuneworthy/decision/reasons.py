@@ -86,8 +86,8 @@ def cut_short(arm: str, done: str, other: str, delta: Difference | None) -> str:
 
 def still_falling(arm: str, share: float) -> str:
     return (
-        f"The dev loss of {arm} still fell by {percent(share)} in the last stretch of its epochs: with "
-        "more of them it may score more."
+        f"The dev loss of {arm} still fell by {percent(share)} each half epoch when its epochs ended: "
+        "with more of them it may score more."
     )
 
 

@@ -14,7 +14,7 @@ from tuneworthy.decision.records import ArmResult, Terms
 
 FEW_ROWS = 1000
 STILL_FALLING = 0.1
-"""Share of the dev loss that the last stretch of a training that has ended may still take away."""
+"""Share of the dev loss that half an epoch may still take away at the end of a training."""
 READS_DOCUMENTS = "rag+lora"
 """The trained arm whose weights need not hold the facts that rows ask for."""
 MOST_OF_THE_GAIN = 0.8
@@ -89,7 +89,8 @@ def _too_short(arms: Sequence[ArmResult]) -> Rule:
     return Rule(
         "trained too short",
         falls[name] >= STILL_FALLING,
-        f"The last stretch of training {name} lowered its dev loss by {percent(max(0.0, falls[name]))}.",
+        f"At the end of training {name} half an epoch lowered its dev loss by "
+        f"{percent(max(0.0, falls[name]))}.",
         source,
     )
 

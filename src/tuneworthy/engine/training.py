@@ -111,6 +111,8 @@ class TrainingRun:
         self.sample = rows[::stride][:SAMPLE_ROWS] if settings.watch_overfitting else []
         evaluations = settings.evaluations(len(rows), len(dev) + len(self.sample))
         self.evaluate_every = max(1, self.steps_per_epoch // evaluations)
+        if settings.evaluations_per_epoch is None:  # twice in all, to see what the end gained
+            self.evaluate_every = min(self.evaluate_every, math.ceil(self.total / 2))
         self.stands_for = 1 if settings.evaluations_per_epoch else 2 // evaluations
         """Evaluations, of two an epoch, in whose place one stands."""
         self.step = self.best_step = self.tokens = self.label_tokens = self.without_gain = 0

@@ -187,8 +187,13 @@ def _still_falling(record: dict[str, Any]) -> float | None:
     training = record["training"]
     if training is None or training["stopped"] != "finished" or len(training["history"]) < 2:
         return None
-    *_, before, last = (point["dev_loss"] for point in training["history"])
-    return 1 - float(last) / before if before > 0 else 0.0
+    *_, before, last = training["history"]
+    if before["step"] == 0:  # what all of the training lowered it by tells nothing of its end
+        return None
+    if before["dev_loss"] <= 0:
+        return 0.0
+    halves = 2 * (last["epoch"] - before["epoch"])
+    return float(1 - (last["dev_loss"] / before["dev_loss"]) ** (1 / halves))
 
 
 def is_measured(folder: RunFolder, arm: str) -> bool:

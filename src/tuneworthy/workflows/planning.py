@@ -190,7 +190,7 @@ def _training_seconds(arm: Trained, task: Task) -> float:
     evaluation = (marks[first][0] - marks[first - 1][0]) / len(dev)
     # Training rows are evaluated beside those of dev, but for the first time.
     judged, runs = len(task.dev) + result.sample_rows, 1
-    evaluations = settings.evaluations(len(task.train), judged) * settings.epochs
+    evaluations = max(2.0, settings.evaluations(len(task.train), judged) * settings.epochs)
     evaluated = len(task.dev) + evaluations * judged
     if given.learning_rate == "auto":
         runs += len(LORA_RATES)
