@@ -315,6 +315,14 @@ def test_dev_is_judged_twice_at_least(tmp_path: Path, epochs: float, evaluated: 
     assert [h["step"] for h in result.history] == evaluated
 
 
+def test_half_an_epoch_without_a_gain_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev_losses(monkeypatch, [5.0, 5.5, 4.0])
+    result = learning.train(tmp_path / "m", epochs=1, patience=2, evaluations_per_epoch=None)
+    assert (result.stopped, result.best_step) == ("finished", 5)
+
+
 def test_training_rows_are_judged_with_the_weights_that_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,7 +113,8 @@ class TrainingRun:
         self.evaluate_every = max(1, self.steps_per_epoch // evaluations)
         if settings.evaluations_per_epoch is None:  # twice in all, to see what the end gained
             self.evaluate_every = min(self.evaluate_every, math.ceil(self.total / 2))
-        self.stands_for = 1 if settings.evaluations_per_epoch else 2 // evaluations
+        seldom = not settings.evaluations_per_epoch and self.evaluate_every == self.steps_per_epoch
+        self.stands_for = 2 if seldom else 1
         """Evaluations, of two an epoch, in whose place one stands."""
         self.step = self.best_step = self.tokens = self.label_tokens = self.without_gain = 0
         self.before, self.best, self.dev_loss = math.nan, math.inf, math.inf
