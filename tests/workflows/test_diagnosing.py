@@ -44,11 +44,11 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[RowDiagnosi
             asked.append((self.recipe, self.kitchen.decoding.temperature, len(inputs)))
         return answer(self, inputs, on_answer)
 
-    def rows(self: Any) -> list[RowDiagnosis]:
+    def rows(self: Any, count: int) -> list[RowDiagnosis]:
         nonlocal inside
         inside = True
         try:
-            return real(self)
+            return real(self, count)
         finally:
             inside = False
 
@@ -99,11 +99,19 @@ def test_of_rows_that_cannot_ask_for_facts_none_is_asked(
 
 
 @pytest.mark.parametrize(
-    ("left", "documents", "rows"),
-    [(None, (), ROWS), (-1, (), 0), (720, (), 30), (720, ("a text",), 22), (5000, (), ROWS)],
+    ("left", "documents", "every", "rows"),
+    [
+        (None, (), 1, ROWS),
+        (-1, (), 1, 0),
+        (720, (), 1, 30),
+        (720, (), 2, ROWS),  # every second row is not asked anything
+        (720, ("a text",), 1, 22),
+        (720, ("a text",), 2, 36),
+        (5000, (), 1, ROWS),
+    ],
 )
 def test_a_budget_says_how_many_rows_are_looked_at(
-    tmp_path: Path, left: float | None, documents: tuple[str, ...], rows: int
+    tmp_path: Path, left: float | None, documents: tuple[str, ...], every: int, rows: int
 ) -> None:
     folder = RunFolder(tmp_path)
     for arm, seconds, complete in (("few-shot", 200, True), ("rag", 900, False)):
@@ -112,7 +120,8 @@ def test_a_budget_says_how_many_rows_are_looked_at(
         store.write_json(folder.measured(arm), record)
     session: Any = SimpleNamespace(folder=folder, documents=documents)
     share = math.inf if left is None else SHARE * left
-    assert diagnosing._affordable_rows(session, share) == rows
+    asked = [place % every == 0 for place in range(ROWS)]
+    assert diagnosing._affordable_rows(session, share, asked) == rows
 
 
 def test_when_its_time_is_up_no_further_prompts_are_tried(
@@ -121,7 +130,7 @@ def test_when_its_time_is_up_no_further_prompts_are_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked, found = looked
-    monkeypatch.setattr(diagnosing, "_affordable_rows", lambda session, seconds: 15)
+    monkeypatch.setattr(diagnosing, "_affordable_rows", lambda session, seconds, asked: 15)
     monkeypatch.setattr(diagnosing, "SHARE", 1e-9)
     arms = ["zero-shot", "lora"]
     decision = tw.decide(projects.write(project_folder, with_facts(1), arms=arms, budget="5m"))
@@ -137,14 +146,21 @@ def test_without_time_for_it_the_rest_goes_on(
 ) -> None:
     soon: Any = 1e-9 if name == "SHARE" else lambda session, arm: time.monotonic() + 1e-9
     monkeypatch.setattr(diagnosing, name, soon)
-    project = projects.write(
-        project_folder, projects.rows(300), arms=["zero-shot", "lora"], budget="5m"
-    )
+    project = projects.write(project_folder, with_facts(1), arms=["zero-shot", "lora"], budget="5m")
     decision = tw.decide(project)
     assert decision.record["diagnosis"] is None
     assert {arm["arm"] for arm in decision.record["arms"]} == {"zero-shot", "lora"}
     said = [event.get("text") for event in store.read_jsonl(decision.folder / "events.jsonl")]
     assert "no time to diagnose what the rows ask for" in said
+
+
+def test_rows_that_are_not_asked_anything_need_no_time(
+    project_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosing, "SHARE", 1e-9)
+    arms = ["zero-shot", "lora"]
+    decision = tw.decide(projects.write(project_folder, projects.rows(300), arms=arms, budget="5m"))
+    assert decision.record["diagnosis"]["rows"] == 30
 
 
 @pytest.mark.parametrize(("route", "order"), [(["full"], "full lora"), (["rag"], "lora full")])

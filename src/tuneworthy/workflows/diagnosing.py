@@ -7,10 +7,11 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from tuneworthy import store
 from tuneworthy.arms import Arm
-from tuneworthy.arms.base import Task, scored
+from tuneworthy.arms.base import scored
 from tuneworthy.arms.few_shot import choose
 from tuneworthy.arms.recipe import (
     FittedRecipe,
@@ -67,54 +68,59 @@ def diagnosis(session: Session, trained: Sequence[Arm]) -> None:
         deadline = training_deadline(session, arm)
         if deadline is not None:
             left = min(left, SHARE * (deadline - began))
-    affordable = _affordable_rows(session, left)
-    if affordable < FEWEST_ROWS:
+    look = _Look(session, began + left) if left > 0 else None
+    affordable = _affordable_rows(session, left, look.asked) if look else 0
+    if look is None or affordable < min(FEWEST_ROWS, len(look.asked)):
         session.say("no time to diagnose what the rows ask for")
         return
     session.say("diagnosing what the rows ask for")
-    task = session.task("diagnosis")
-    rows = random.Random(session.project.seed).sample(task.dev, min(affordable, len(task.dev)))
-    found = _Look(session, task, rows, began + left).rows()
-    record = diagnose(found, documents=bool(session.documents))
+    record = diagnose(look.rows(affordable), documents=bool(session.documents))
     seconds = time.monotonic() - began
     store.write_json(session.folder.diagnosis, {**record, "seconds": seconds})
     session.journal("diagnosed", {key: record[key] for key in ("needs", "knowledge_share")})
 
 
-def _affordable_rows(session: Session, seconds: float) -> int:
-    """As many dev rows as may be looked at, at the pace of the slowest arm so far."""
-    if seconds <= 0:
-        return 0
+def _affordable_rows(session: Session, seconds: float, asked: Sequence[bool]) -> int:
+    """How many of these dev rows may be looked at, at the pace of the slowest arm so far.
+
+    Of each it is known whether it is `asked` what the model knows, which takes most of the time.
+    """
     measured = [session.folder.measured(name) for name in session.folder.arms]
     records = [store.read_json(path) for path in measured if path.exists()]
     paces = [r["seconds"] / max(1, r["figures"]["n"]) for r in records if r["complete"]]
-    answers = PROMPTS + SAMPLES + (2 if session.documents else 0)
-    a_row = answers * max(paces, default=0.0)
-    return int(min(ROWS, seconds / a_row)) if a_row else ROWS
+    pace, always = max(paces, default=0.0), 2 if session.documents else 0
+    answers = accumulate(always + (PROMPTS + SAMPLES) * each for each in asked)
+    return sum(pace * count <= seconds for count in answers)
 
 
 class _Look:
-    """One look at some dev rows.
+    """One look at some dev rows: where their answers' words stand, then what the model knows.
 
     From `until` (`time.monotonic()`) on no further prompts are tried: few rows take longer each
     than many do together, so their number alone does not keep to a budget.
     """
 
-    def __init__(self, session: Session, task: Task, rows: Sequence[Example], until: float) -> None:
-        self.session, self.task, self.sample, self.until = session, task, rows, until
-        self.search = task.kitchen.search() if task.kitchen.search else None
-
-    def rows(self) -> list[RowDiagnosis]:
-        near = NearestExamples(self.task.train, self.task.kitchen.embedder())
+    def __init__(self, session: Session, until: float) -> None:
+        task = session.task("diagnosis")
+        self.session, self.task, self.until = session, task, until
+        random_rows = random.Random(session.project.seed)
+        self.sample: Sequence[Example] = random_rows.sample(task.dev, min(ROWS, len(task.dev)))
+        near = NearestExamples(task.train, task.kitchen.embedder())
         neighbours = near.find([row.prompt for row in self.sample], NEIGHBOURS)
-        foreign = [
+        self.foreign = [
             foreign_words(row.completion, row.text, [n.completion for n in few])
             for row, few in zip(self.sample, neighbours)
         ]
+        # What the model knows is no question where the answer stands in the prompt and in like rows.
+        self.asked = [is_foreign(*found) for found in self.foreign]
+        self.search = task.kitchen.search() if task.kitchen.search else None
+
+    def rows(self, count: int) -> list[RowDiagnosis]:
+        """What the first so many show."""
+        self.sample, foreign = self.sample[:count], self.foreign[:count]
         holding, retrieved = self._passages()
         given, bare = self._with_answer_at_hand(holding)
-        # What the model knows is no question where the answer stands in the prompt and in like rows.
-        asked = [i for i in range(len(self.sample)) if is_foreign(*foreign[i])]
+        asked = [i for i in range(count) if self.asked[i]]
         greedy = self._closed_book(PROMPTS, 0.0, asked, at_least=1)
         # Whether sampling finds what greedy answers do not: no question where one of them is right.
         missed = [i for i in asked if not any(score >= RIGHT for score in greedy[i])]
@@ -130,7 +136,7 @@ class _Look:
                 given=given.get(i),
                 bare=bare.get(i),
             )
-            for i in range(len(self.sample))
+            for i in range(count)
         ]
 
     def _closed_book(
