@@ -266,6 +266,10 @@ class RunFolder:
         """One line a training on a part of the rows."""
         return self.arm(name) / "curve.jsonl"
 
+    def training_log(self, name: str) -> Path:
+        """One line a step of the training on all rows."""
+        return self.arm(name) / "model.jsonl"
+
     def model(self, name: str) -> Path:
         return self.arm(name) / "model"
 

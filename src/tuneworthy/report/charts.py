@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ ROW_HEIGHT = 34
 LABEL_HEIGHT = 15
 """Pixels; labels of points closer than this are pushed apart."""
 LABEL_WIDTH = 110
+TRAINING_POINTS = 24
+"""Of a training's loss between its evaluations."""
 
 SCORE_TITLE = "score, with 95 % interval"
 UNTRAINED, TRAINED = "prompting only", "trained"
@@ -125,6 +128,10 @@ def cost_chart(arms: Sequence[dict[str, Any]], adopted: str | None, width: int) 
         domain = [0.0, stop * (1 + room)]
     low, high = _padded(points)
     _push_labels_apart(points, domain, (low, high), (width, height), log)
+    lowest, room = min(p["label_at"] for p in points), LABEL_HEIGHT * (high - low) / height
+    if lowest < low + room / 2:  # names that were pushed below the points have room as well
+        low = lowest - room
+        _push_labels_apart(points, domain, (low, high), (width, height), log)
     x = field(
         "cost",
         "US dollars per 1,000 requests" + (" (logarithmic)" if log else ""),
@@ -157,6 +164,23 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     """1, 2 and 5 times powers of ten among positive values."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return [digit * 10.0**power for power in range(low, high + 1) for digit in (1, 2, 5)]
+
+
+def with_losses(
+    history: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Evaluations of a training with the loss of its steps between them, as means of a few each.
+
+    `steps` are lines of its log; without any the history stays as it is.
+    """
+    size = math.ceil(len(steps) / TRAINING_POINTS)
+    parts = [steps[i : i + size] for i in range(0, len(steps), size)] if steps else []
+    means = [
+        {"step": part[-1]["step"], "loss": statistics.fmean(line["loss"] for line in part)}
+        for part in parts
+    ]
+    judged = [{k: v for k, v in point.items() if k != "loss"} for point in history]
+    return [*judged, *means] if means else list(history)
 
 
 def learning_chart(name: str, history: Sequence[dict[str, float]], width: int) -> str:

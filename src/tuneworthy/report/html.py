@@ -253,7 +253,8 @@ def _curves(records: RunRecords) -> list[tuple[str, dict[str, str]]]:
         training = arm.fit["training"] if arm.fit else None
         if training and training["history"]:
             start = {"step": 0, "dev_loss": training["dev_loss_before"]}
-            chart = _both(charts.learning_chart, arm.name, [start, *training["history"]])
+            history = charts.with_losses([start, *training["history"]], arm.learned)
+            chart = _both(charts.learning_chart, arm.name, history)
             if chart:
                 found.append((arm.name, chart))
     return found

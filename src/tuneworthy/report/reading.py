@@ -25,6 +25,8 @@ class ArmRecords:
     """What the metric says beside the score; see `evaluation.metrics.summary`."""
     steps: tuple[Record, ...] = ()
     """Trainings on parts of the rows, in the order they were made."""
+    learned: tuple[Record, ...] = ()
+    """The steps of the training on all rows."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def read_run(run: RunFolder) -> RunRecords:
             fit=_if_there(run.fit(name)),
             figures=(_if_there(run.measured(name)) or {"figures": None})["figures"],
             steps=tuple(read_jsonl(run.curve(name))),
+            learned=tuple(read_jsonl(run.training_log(name))),
         )
         for name in run.arms
     ]

@@ -211,3 +211,18 @@ def test_a_training_that_was_taken_up_again_has_each_step_once() -> None:
     assert curves([step(1), step(2), step(3), step(2), step(3), step(4)]) == [[1, 2, 3, 4]]
     # Another phase is another curve: the newest is shown.
     assert curves([step(1, "trying 1e-4"), step(2, "trying 1e-4"), step(1)]) == [[1]]
+
+
+def test_the_curve_of_a_training_has_its_loss_between_evaluations(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    steps = [{"step": n, "loss": 1.0 / n, "rows": [0]} for n in range(1, 6)]
+    store.append_jsonl(run.training_log("lora"), steps)
+    event = {"kind": "training", "arm": "lora", "phase": "training", "step": 4, "loss": 0.5}
+    [curve] = progress._curves([{**event, "dev_loss": 0.7}], run)
+    assert [dict(point) for point in curve.history] == [
+        {"step": 4, "dev_loss": 0.7},
+        *({"step": n, "loss": 1.0 / n} for n in range(1, 6)),
+    ]
+    assert "svg" in curve.drawn(progress.WIDE)
+    [trial] = progress._curves([{**event, "phase": "learning rate 1e-03"}], run)
+    assert [dict(point) for point in trial.history] == [{"step": 4, "loss": 0.5}]

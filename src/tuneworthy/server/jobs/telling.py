@@ -153,7 +153,7 @@ class Teller:
         arm, step, total = record["arm"], int(record["step"]), int(record["steps"])
         heard = self._heard.get(arm, -1)
         if step > heard + 1:
-            for line in store.read_jsonl(run.arm(arm) / "model.jsonl"):
+            for line in store.read_jsonl(run.training_log(arm)):
                 if heard < line["step"] < step:
                     self._collect(_metrics(arm, total, line))
         self._heard[arm] = max(heard, step)

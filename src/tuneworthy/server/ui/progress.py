@@ -86,7 +86,7 @@ def read(project: Project, decides: Decides) -> Progress:
         arms=_arms(events, said, working),
         seconds=_seconds(said["began"]) if said and here else None,
         budget=said["budget"] if said else None,
-        curves=_curves(events),
+        curves=_curves(events, run),
     )
 
 
@@ -151,8 +151,8 @@ def replayed(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(arms.rows.values())
 
 
-def _curves(events: Sequence[dict[str, Any]]) -> list[Curve]:
-    """The newest training of every arm."""
+def _curves(events: Sequence[dict[str, Any]], run: RunFolder | None = None) -> list[Curve]:
+    """The newest training of every arm; that on all rows with its loss between evaluations."""
     found: dict[str, tuple[str, list[dict[str, Any]]]] = {}
     for event in events:
         if event["kind"] != "training":
@@ -164,10 +164,12 @@ def _curves(events: Sequence[dict[str, Any]]) -> list[Curve]:
         # What an interrupted training did again stands there twice.
         points = [p for p in points if p["step"] < point["step"]] + [point]
         found[event["arm"]] = event["phase"], points
-    return [
-        Curve(arm, phase, tuple(tuple(point.items()) for point in points))
-        for arm, (phase, points) in found.items()
-    ]
+    curves = []
+    for arm, (phase, points) in found.items():
+        if run and phase == "training":
+            points = charts.with_losses(points, store.read_jsonl(run.training_log(arm)))
+        curves.append(Curve(arm, phase, tuple(tuple(point.items()) for point in points)))
+    return curves
 
 
 @lru_cache(maxsize=64)
