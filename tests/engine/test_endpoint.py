@@ -297,14 +297,17 @@ def test_no_row_is_asked_that_could_go_beyond_the_ceiling() -> None:
 
 @pytest.mark.parametrize("concurrency", [2, 8])
 def test_what_is_under_way_counts_in_full(concurrency: int) -> None:
-    def slow(number: int, body: dict[str, Any]) -> Reply:
-        time.sleep(0.1)
+    most = min(concurrency, 4)
+    all_there = threading.Barrier(most)
+
+    def waits(number: int, body: dict[str, Any]) -> Reply:
+        all_there.wait(timeout=30)  # for as many as may be under way, and no more
         return 200, said("a", usage=billed(5, 2))
 
-    with serving(slow) as endpoint:
+    with serving(waits) as endpoint:
         engine = limited(endpoint.url, 9, concurrency=concurrency)
         answers = engine.generate(prompts(40), Decoding(max_tokens=2))
-    assert endpoint.most_at_once == min(concurrency, 4)
+    assert endpoint.most_at_once == most
     assert len(endpoint.asked) == sum(isinstance(answer, Answer) for answer in answers) == 4
 
 

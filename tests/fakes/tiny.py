@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama untied": ("Llama", {"tie_word_embeddings": False}),
     "llama wide": ("Llama", {"head_dim": 32, "attention_bias": True}),
     "llama biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "mistral": ("Mistral", {"head_dim": 16, "sliding_window": 12}),
+    "mistral": ("Mistral", {"sliding_window": 12}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
     "gemma2": (
@@ -73,7 +73,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Architectures that differ where packing and our layers could go wrong."""
-WIDE = ("llama wide", "mistral", "qwen3", "gemma2", "gemma3_text")
+WIDE = ("llama wide", "qwen3", "gemma2", "gemma3_text")
 """Those with heads wide enough for kernels of our own."""
 WAYS = (*((kind, True) for kind in KINDS), *((kind, False) for kind in WIDE))
 """Each kind on the way that it takes here, and wide ones without kernels too."""

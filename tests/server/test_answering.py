@@ -40,7 +40,7 @@ def test_prompts_with_another_system_message_are_another_family(
     projects.write(tmp_path / "p", projects.rows(120), arms=["few-shot"], data__test=20)
     run = tuneworthy.decide(tmp_path / "p").folder
     desk = Desk()
-    monkeypatch.setattr(answering, "open_desk", lambda engine: desk)
+    monkeypatch.setattr(answering, "open_desk", lambda engine, merge: desk)
     made, user = Answering(), Message("user", "start the lamp")
 
     async def ask(*messages: Message) -> str:
